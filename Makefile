@@ -1,0 +1,39 @@
+# Two commands: `make demo` (train, export and use a small codec) and `make test`. Each makes its own environment.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: demo test lint env clean
+
+demo: $(VENV)/.demo
+	$(PY) -m recipes.demo
+
+test: $(VENV)/.test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	HF_HUB_OFFLINE=1 $(PY) -m pytest
+
+lint: $(VENV)/.test
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+env: $(VENV)/.test
+
+$(PY):
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, 12); \
+	sys.exit(None if ok else "Python 3.10 to 3.12 is needed, $(PYTHON) is %d.%d; name another one: make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is newer than the files that it was made from, so a second run installs nothing.
+$(VENV)/.demo: extra_requirements.txt tools/repair_torchaudio.py | $(PY)
+	$(PY) -m pip install -r extra_requirements.txt
+	$(PY) tools/repair_torchaudio.py
+	touch $@
+
+$(VENV)/.test: extra_requirements.txt tests/requirements.txt tools/repair_torchaudio.py | $(PY)
+	$(PY) -m pip install -r tests/requirements.txt
+	$(PY) tools/repair_torchaudio.py
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf results

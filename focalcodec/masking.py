@@ -1,0 +1,52 @@
+"""Masks of real frames: the one place that turns relative lengths into absolute counts and masks.
+
+Every batch is padded on the right, so a mask is a run of True followed by a run of False. ``None`` in place of ``lens`` or
+``mask`` means that nothing is padded.
+"""
+
+import torch
+from torch import Tensor
+
+
+def num_valid(lens: Tensor, size: int) -> Tensor:
+    """Absolute lengths from relative ones.
+
+    Parameters
+    ----------
+    lens : (B,) relative lengths in (0, 1].
+    size : padded length that ``lens`` refers to.
+
+    Returns
+    -------
+    (B,) int64, in [1, size]. Rounded, not rounded up: a relative length is a quotient of two integers, and rounding
+    inverts it exactly where rounding up would often add a frame.
+    """
+    # float32 holds quotients of lengths up to 2**24 exactly enough; longer signals need float64.
+    return (lens.double() * size).round().long().clamp(1, size)
+
+
+def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
+    """(B, size) bool mask, True for the first ``lengths[b]`` positions of row ``b``."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def masked_mean(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Mean over real frames.
+
+    Parameters
+    ----------
+    x : (B, N, ...) values.
+    mask : (B, N) bool, True for real frames; None for all.
+
+    Returns
+    -------
+    (...) mean over the batch's real frames: trailing axes are kept.
+
+    Raises
+    ------
+    ValueError : if ``mask`` selects no frame.
+    """
+    x = x.flatten(0, 1) if mask is None else x[mask]
+    if x.shape[0] == 0:
+        raise ValueError("mask selects no frame: a batch needs at least one real frame")
+    return x.mean(dim=0)

@@ -1,0 +1,1 @@
+"""SpeechBrain training recipes around the codec."""

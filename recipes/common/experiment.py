@@ -1,0 +1,252 @@
+"""One experiment from command line to ``metrics.json``: what the two training scripts share.
+
+The order matters. Nothing is written before the configuration is known to be sound and the run
+folder to be its own; the frozen encoder is loaded on every rank (never on rank 0 alone, see
+speechbrain's ``run_on_main``); collective calls run on every rank.
+"""
+
+import hashlib
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ruamel.yaml
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from ruamel.yaml.comments import CommentedMap
+from speechbrain.utils.distributed import ddp_init_group, run_on_main
+
+from focalcodec import hub
+from recipes.common import dataio
+from recipes.common.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+# A run may be continued with other values of these: they say how long and where, not what.
+CONTINUABLE = (
+    "data_folder",
+    "output_folder",
+    "save_folder",
+    "num_workers",
+    "number_of_epochs",
+    "optimizer_step_limit",
+    "log_interval_steps",
+    "nonfinite_patience",
+    "metrics",
+    "valid_metric_utterances",
+    "num_audio_samples",
+)
+
+
+class Experiment(NamedTuple):
+    """A Brain that is ready to be trained, and its loaders."""
+
+    brain: sb.Brain
+    train: Any
+    valid: Any
+    test: Any
+
+
+def run_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> dict[str, Any]:
+    """Parse, prepare, train, evaluate; arguments and errors as in `build_experiment`.
+
+    Returns
+    -------
+    What ``metrics.json`` holds.
+    """
+    brain, train, valid, test = build_experiment(brain_class, argv)
+    try:
+        brain.fit(brain.hparams.epoch_counter, train, valid)
+        brain.evaluate(test, min_key=brain.selection_key)
+    finally:
+        brain.run_log.close()
+    return brain.run_log.metrics
+
+
+def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experiment:
+    """Parse and prepare: everything up to the first batch.
+
+    Parameters
+    ----------
+    brain_class : the stage's Brain.
+    argv : command line without the program: a YAML file, SpeechBrain's run options, overrides of
+        YAML keys.
+
+    Raises
+    ------
+    ValueError : for an override that HyperPyYAML would silently ignore, or a run folder of another
+        configuration.
+    FileNotFoundError : if data, a split or weights are missing.
+    """
+    param_file, run_opts, overrides = parse_command_line(argv)
+    ddp_init_group(run_opts)
+    with open(param_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    folder = RunFolder(
+        hparams["output_folder"],
+        command=[Path(sys.argv[0]).name, *argv],
+        config_hash=config_hash(param_file, overrides),
+    )
+    folder.refuse_other_configuration()
+    sb.create_experiment_directory(
+        experiment_directory=hparams["output_folder"],
+        hyperparams_to_save=param_file,
+        overrides=overrides,
+    )
+    run_on_main(prepare_data, kwargs={"hparams": hparams})
+    load_encoder(hparams["encoder"], hparams["encoder_checkpoint"])
+    run_on_main(folder.describe, kwargs={"encoder": fingerprint(hparams["encoder"])})
+    hparams["checkpointer"].config_hash = folder.config_hash
+    brain = brain_class(
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    return Experiment(brain, *(make_loader(brain, hparams, stage) for stage in sb.Stage))
+
+
+def parse_command_line(argv: Sequence[str]) -> tuple[str, Any, str]:
+    """SpeechBrain's parser, made strict.
+
+    Returns
+    -------
+    YAML file, run options, overrides as YAML text. A run option that is also a key of the YAML is
+    an override as well, so that the saved ``hyperparams.yaml`` holds the value that was used.
+
+    Raises
+    ------
+    ValueError : if an override would silently be lost.
+    """
+    for argument in argv:
+        if argument.count("=") > int(argument.startswith("--")):
+            raise ValueError(
+                f"argument {argument!r} has an '=' inside its value, where SpeechBrain would cut "
+                "it; "
+                "choose a name without '='"
+            )
+    param_file, run_opts, overrides = sb.parse_arguments(list(argv))
+    yaml = ruamel.yaml.YAML()
+    with open(param_file, encoding="utf-8") as file:
+        main = yaml.load(file)
+    replacements = (yaml.load(overrides) if overrides else None) or {}
+    for key, value in replacements.items():
+        _refuse_lost_override(key, value, main)
+    options = run_opts.as_dict()
+    for key in sorted(run_opts.overridden_args & set(main)):
+        overrides += f"\n{key}: {options[key]}"
+    return param_file, run_opts, overrides
+
+
+def config_hash(param_file: str, overrides: str) -> str:
+    """Short hash of the resolved YAML without the keys that a run may change when it goes on."""
+    yaml = ruamel.yaml.YAML()
+    with open(param_file, encoding="utf-8") as file:
+        main = yaml.load(file)
+        file.seek(0)
+        neutral = (yaml.load(overrides) if overrides else None) or CommentedMap()
+        neutral.update({key: None for key in CONTINUABLE if key in main})
+        resolved = resolve_references(file, neutral).getvalue()
+    return hashlib.sha256(resolved.encode()).hexdigest()[:16]
+
+
+def load_encoder(encoder: torch.nn.Module, checkpoint: str | None) -> None:
+    """Fill the frozen encoder with weights; an encoder without weights (log-mel) needs none.
+
+    ``checkpoint`` is what ``focalcodec.hub.load_encoder_weights`` takes, or "random": weights drawn
+    from a fixed seed, the same in both stages, for trials and tests.
+
+    Raises
+    ------
+    ValueError : if the encoder has weights and no checkpoint is named.
+    """
+    if not any(True for _ in encoder.parameters()):
+        return
+    if checkpoint is None:
+        raise ValueError(
+            f"encoder {type(encoder).__name__} has weights but encoder_checkpoint is null; name a "
+            "hub id such as "
+            "microsoft/wavlm-large, a local folder or file, or random"
+        )
+    if checkpoint == "random":
+        logger.warning("encoder_checkpoint is random: the features carry no pretrained knowledge")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            fresh = type(encoder)(**hub.constructor_arguments(encoder))
+        encoder.load_state_dict(fresh.state_dict())
+    else:
+        hub.load_encoder_weights(encoder, checkpoint)
+
+
+def fingerprint(encoder: torch.nn.Module) -> str:
+    """Short hash of an encoder's class, arguments and weights; equal for equal features."""
+    digest = hashlib.sha256(type(encoder).__name__.encode())
+    digest.update(repr(sorted(hub.constructor_arguments(encoder).items())).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def prepare_data(hparams: dict[str, Any]) -> None:
+    """Write the manifests of the corpus that the YAML names into the output folder."""
+    splits = {
+        key: hparams[key]
+        for key in ("train_splits", "valid_splits", "test_splits")
+        if hparams[key] is not None
+    }
+    hparams["dataset"](
+        data_folder=hparams["data_folder"],
+        save_folder=hparams["output_folder"],
+        min_duration_s=hparams["min_duration_s"],
+        max_duration_s=hparams["max_duration_s"],
+        on_bad_file=hparams["on_bad_file"],
+        **splits,
+    )
+
+
+def make_loader(brain: sb.Brain, hparams: dict[str, Any], stage: sb.Stage) -> Any:
+    """Loader of one subset: shuffled batches for training, the manifest's order otherwise."""
+    training = stage == sb.Stage.TRAIN
+    dataset = dataio.make_dataset(
+        Path(hparams["output_folder"]) / f"{stage.name.lower()}.json",
+        data_folder=hparams["data_folder"],
+        sample_rate=hparams["encoder"].sample_rate,
+        on_bad_file=hparams["on_bad_file"],
+        bad_files=Path(hparams["output_folder"]) / "bad_files.tsv",
+        sorting=hparams["sorting"] if training else "ascending",
+    )
+    kwargs = dataio.loader_kwargs(
+        batch_size=hparams["batch_size"],
+        num_workers=hparams["num_workers"],
+        seed=hparams["seed"],
+        pin_memory=brain.device_type == "cuda",
+    )
+    if training:
+        kwargs["shuffle"] = hparams["sorting"] == "random"
+    return brain.make_dataloader(
+        dataset, stage, ckpt_prefix="dataloader-" if training else None, **kwargs
+    )
+
+
+def _refuse_lost_override(key: str, value: Any, main: CommentedMap) -> None:
+    """Raise where HyperPyYAML would keep the old class or file without a word (its issue 28)."""
+    if key not in main:
+        return  # load_hyperpyyaml names the unknown key
+    tag = str(getattr(value, "tag", None) and value.tag.value or "")
+    if isinstance(value, CommentedMap) and tag.startswith("!"):
+        raise ValueError(
+            f"--{key} is the tagged mapping {tag}, of which HyperPyYAML would keep the arguments "
+            "and drop the class; put "
+            f"it into a file and pass --{key} '!include:FILE.yaml' (path relative to the main YAML)"
+        )
+    if isinstance(value, CommentedMap) and not isinstance(main[key], CommentedMap):
+        raise ValueError(
+            f"--{key} is a mapping, but {key} is an include of a block file, whose arguments "
+            "cannot be overridden one by "
+            f"one; copy the file, change it and pass --{key} '!include:COPY.yaml'"
+        )

@@ -1,0 +1,649 @@
+"""Scores of decoded audio against its original, and statistics of the tokens in between.
+
+Every score is a pure function of one unpadded utterance, so padding can never change it;
+`AudioMetrics` applies a chosen set of them to batches and averages over utterances. All audio
+scores are taken at 16 kHz: other sample rates are resampled by one fixed resampler, and samples
+beyond [-1, 1] are scored as they are, neither clipped nor rescaled. The packages behind STOI, PESQ
+and DNSMOS are optional; what is missing is reported, never replaced by a number.
+"""
+
+import csv
+import functools
+import importlib
+import importlib.machinery
+import logging
+import math
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torchaudio
+from speechbrain.utils.metric_stats import MetricStats
+from torch import Tensor
+
+from focalcodec.masking import num_valid
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_RATE = 16_000  # Hz, at which every audio score is taken
+
+
+class ScoreError(ValueError):
+    """One utterance has no score: it is too short, silent, empty or not finite."""
+
+
+class MissingPackageError(ImportError):
+    """An optional package is not installed; the message holds the pip line that installs it."""
+
+
+class Dnsmos(NamedTuple):
+    """Predicted mean opinion scores, about 1 (bad) to 5 (excellent)."""
+
+    sig: float
+    bak: float
+    ovrl: float
+    p808: float
+
+
+def stoi(ref_sig: Tensor | np.ndarray, hyp_sig: Tensor | np.ndarray, *, sample_rate: int) -> float:
+    """Short-time objective intelligibility (STOI, not the extended ESTOI).
+
+    Parameters
+    ----------
+    ref_sig : (T,) original.
+    hyp_sig : (T,) decoded.
+    sample_rate : Hz, of both.
+
+    Returns
+    -------
+    About 0 (unintelligible) to 1 (identical).
+
+    Raises
+    ------
+    ScoreError : if the reference is silent, or has less than 0.4 s of speech (frames within 40 dB
+        of its loudest).
+    ValueError : if the shapes differ or are not (T,).
+    MissingPackageError : without ``pystoi``.
+
+    References
+    ----------
+    [1] Taal et al., "An algorithm for intelligibility prediction of time-frequency weighted noisy
+        speech", 2011, as computed by the package ``pystoi``.
+    """
+    package = _load_package("pystoi")
+    ref_sig, hyp_sig = _speech_pair(ref_sig, hyp_sig, sample_rate=sample_rate)
+    too_short = ScoreError("STOI needs at least 0.4 s of speech after silent frames are removed")
+    if ref_sig.size < 0.39 * SAMPLE_RATE:  # less than a frame would be an IndexError in pystoi
+        raise too_short
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        score = package.stoi(ref_sig, hyp_sig, SAMPLE_RATE, extended=False)
+    # Where too little speech is left pystoi warns and returns 1e-5, which would pass for a score.
+    if any("Not enough STFT frames" in str(warning.message) for warning in caught):
+        raise too_short
+    return float(score)
+
+
+def pesq(ref_sig: Tensor | np.ndarray, hyp_sig: Tensor | np.ndarray, *, sample_rate: int) -> float:
+    """Wide-band PESQ (ITU-T P.862.2, mapped to MOS-LQO).
+
+    Parameters
+    ----------
+    ref_sig : (T,) original.
+    hyp_sig : (T,) decoded.
+    sample_rate : Hz, of both.
+
+    Returns
+    -------
+    1.0 (bad) to 4.644 (identical).
+
+    Raises
+    ------
+    ScoreError : if PESQ finds no speech, gets less than 0.25 s, or crashes on long audio.
+    ValueError : if the shapes differ or are not (T,).
+    MissingPackageError : without ``pesq``.
+
+    References
+    ----------
+    [1] ITU-T P.862.2, 2007, as computed by the package ``pesq`` 0.0.4.
+    """
+    package = _load_package("pesq")
+    ref_sig, hyp_sig = _speech_pair(ref_sig, hyp_sig, sample_rate=sample_rate)
+    if not hyp_sig.any():  # PESQ's own answer is NaN
+        raise ScoreError("PESQ has no value for decoded audio that is silent")
+    if ref_sig.size > _PESQ_SAFE_SAMPLES:
+        return _pesq_in_subprocess(ref_sig, hyp_sig)
+    try:
+        return float(package.pesq(SAMPLE_RATE, ref_sig, hyp_sig, "wb"))
+    except package.PesqError as error:
+        raise ScoreError(f"PESQ: {_pesq_reason(error)}") from error
+    except ValueError as error:  # a NaN inside, which its wrapper cannot convert
+        raise ScoreError(f"PESQ has no value here: {error}") from error
+
+
+def dnsmos(hyp_sig: Tensor | np.ndarray, *, sample_rate: int) -> Dnsmos:
+    """DNSMOS P.835 (speech, background, overall) and P.808, without a reference.
+
+    Windows of 9.01 s every second, as Microsoft's script takes them; a shorter utterance is
+    repeated. The P.835 outputs go through the published polynomials of the non-personalised model.
+
+    Parameters
+    ----------
+    hyp_sig : (T,) decoded, or any audio.
+    sample_rate : Hz.
+
+    Returns
+    -------
+    Mean over windows of the four scores.
+
+    Raises
+    ------
+    ScoreError : if the audio is empty or not finite.
+    ValueError : if the shape is not (T,).
+    MissingPackageError : without ``onnxruntime`` or ``speechmos``.
+
+    References
+    ----------
+    [1] Reddy et al., "DNSMOS P.835", 2022, arXiv:2110.01763; polynomials and windows from
+        microsoft/DNS-Challenge, DNSMOS/dnsmos_local.py; model files from the wheel ``speechmos``.
+    """
+    p835_model, p808_model = _dnsmos_session("sig_bak_ovr.onnx"), _dnsmos_session("model_v8.onnx")
+    windows = _dnsmos_windows(_to_16k(hyp_sig, sample_rate=sample_rate).numpy())
+    raw = [p835_model.run(None, {"input_1": window[None]})[0][0] for window in windows]
+    mel = [_dnsmos_mel(torch.from_numpy(window)) for window in windows]
+    p808 = [p808_model.run(None, {"input_1": m[None].numpy()})[0][0, 0] for m in mel]
+    calibrated = [
+        np.polyval(polynomial, column).mean()
+        for polynomial, column in zip(_P835_POLYNOMIALS, np.array(raw, np.float64).T, strict=True)
+    ]
+    return Dnsmos(*map(float, calibrated), p808=float(np.mean(p808, dtype=np.float64)))
+
+
+def mel_distance(
+    ref_sig: Tensor | np.ndarray, hyp_sig: Tensor | np.ndarray, *, sample_rate: int
+) -> float:
+    """Mean absolute difference of log-mel spectrograms.
+
+    80 Slaney bands from 0 to 8 kHz of the magnitude STFT (FFT 1024, hop 320, Hann), natural
+    logarithm with a floor of 1e-5. Needs no optional package.
+
+    Parameters
+    ----------
+    ref_sig : (T,) original.
+    hyp_sig : (T,) decoded.
+    sample_rate : Hz, of both.
+
+    Returns
+    -------
+    0 (identical) and up, in nepers.
+
+    Raises
+    ------
+    ScoreError : if an utterance is empty or not finite.
+    ValueError : if the shapes differ or are not (T,).
+    """
+    pair = torch.stack(_pair(ref_sig, hyp_sig, sample_rate=sample_rate))
+    magnitude = _spectrum(pair, n_fft=1024, hop_length=320).abs()
+    log_mel = (magnitude @ _mel_filters(1024, 80)).clamp_min(1e-5).log()
+    return float((log_mel[0] - log_mel[1]).abs().mean())
+
+
+def bitrate(token_rate: float, codebook_size: int) -> float:
+    """Bits per second of a stream of ``token_rate`` Hz tokens, each one of ``codebook_size``."""
+    if token_rate <= 0 or codebook_size < 2:
+        raise ValueError(
+            f"token_rate must be > 0 and codebook_size >= 2, got {token_rate} and {codebook_size}"
+        )
+    return token_rate * math.log2(codebook_size)
+
+
+class CodeUsage:
+    """How many codes are used, and how evenly, over everything that was appended.
+
+    Parameters
+    ----------
+    codebook_size : number of codes; at least 2.
+    """
+
+    def __init__(self, codebook_size: int):
+        if codebook_size < 2:
+            raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
+        self.codebook_size = codebook_size
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything that was appended."""
+        self.counts = torch.zeros(self.codebook_size, dtype=torch.int64)
+
+    def append(self, toks: Tensor, *, mask: Tensor | None = None) -> None:
+        """Count tokens.
+
+        Parameters
+        ----------
+        toks : (B, L) int64 in [0, codebook_size).
+        mask : (B, L) bool, True for real tokens; None for all.
+
+        Raises
+        ------
+        ValueError : if a real token is not in [0, codebook_size), or the shape of ``mask`` differs.
+        """
+        if mask is not None and mask.shape != toks.shape:
+            raise ValueError(
+                f"mask must have the shape of toks, got {tuple(mask.shape)} and {tuple(toks.shape)}"
+            )
+        toks = (toks if mask is None else toks[mask]).detach().flatten()
+        if toks.numel() == 0:
+            return
+        low, high = (bound.item() for bound in toks.aminmax())
+        if low < 0 or high >= self.codebook_size:
+            raise ValueError(
+                f"toks must be in [0, {self.codebook_size}), got {low} to {high}; "
+                "is codebook_size that of the quantizer?"
+            )
+        counts = torch.bincount(toks, minlength=self.codebook_size)
+        self.counts = self.counts.to(counts.device) + counts
+
+    def summarize(self) -> dict[str, float]:
+        """Usage over all ranks; under DDP every rank must call this.
+
+        Returns
+        -------
+        ``code_usage`` (fraction of the codebook that occurred), ``used_codes``,
+        ``normalised_entropy`` (entropy over log codebook_size), ``normalised_entropy_used`` (over
+        log used_codes; 0 if there is only one) and ``num_tokens``.
+
+        Raises
+        ------
+        RuntimeError : if no token was appended on any rank.
+        """
+        counts = self._global_counts()
+        num_tokens = int(counts.sum())
+        if num_tokens == 0:
+            raise RuntimeError("no token was appended: code usage needs at least one")
+        probs = counts[counts > 0].double() / num_tokens
+        used_codes = probs.numel()
+        entropy = float(torch.special.entr(probs).sum())
+        return {
+            "code_usage": used_codes / self.codebook_size,
+            "used_codes": used_codes,
+            "normalised_entropy": entropy / math.log(self.codebook_size),
+            "normalised_entropy_used": entropy / math.log(used_codes) if used_codes > 1 else 0.0,
+            "num_tokens": num_tokens,
+        }
+
+    def _global_counts(self) -> Tensor:
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return self.counts
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        counts = self.counts.to(device, copy=True)  # the rank's own counts stay: more may follow
+        distributed.all_reduce(counts)
+        return counts
+
+
+class Failure(NamedTuple):
+    """An utterance that a metric could not score."""
+
+    id: str
+    metric: str
+    reason: str
+
+
+class AudioMetrics:
+    """A set of audio metrics over the utterances of one evaluation, each with its `MetricStats`.
+
+    A metric whose package is missing, and an utterance that a metric cannot score, never stop the
+    run: the first is listed in `not_computed`, the second in `failures` and left out of that
+    metric's mean. Scores are kept per process; SpeechBrain validates the whole set on every rank,
+    so no reduction is needed there.
+
+    Parameters
+    ----------
+    names : any of ``stoi``, ``pesq``, ``dnsmos``, ``mel_distance``.
+    sample_rate : Hz, of all audio that is appended.
+
+    Attributes
+    ----------
+    stats : dict from score name to its `MetricStats`.
+    failures : list of `Failure`, in the order of appending.
+
+    Raises
+    ------
+    ValueError : if a name is not known.
+    """
+
+    def __init__(self, *, names: Iterable[str], sample_rate: int):
+        self.names = list(dict.fromkeys(names))
+        self.sample_rate = sample_rate
+        if unknown := [name for name in self.names if name not in _METRICS]:
+            raise ValueError(f"unknown metrics {unknown}; known are {sorted(_METRICS)}")
+        self._missing = {name: reason for name in self.names if (reason := _why_missing(name))}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every utterance."""
+        to_scores = functools.partial(torch.tensor, dtype=torch.float64)
+        scores = [score for name in self._available for score in _METRICS[name].scores]
+        self.stats = {score: MetricStats(metric=to_scores) for score in scores}
+        self.failures: list[Failure] = []
+        self._rows: list[dict[str, str | float]] = []
+
+    def append(
+        self,
+        ids: Sequence[str],
+        ref_sig: Tensor | Sequence[Tensor],
+        hyp_sig: Tensor | Sequence[Tensor],
+        *,
+        lens: Tensor | None = None,
+    ) -> None:
+        """Score a batch, one utterance at a time.
+
+        Parameters
+        ----------
+        ids : B names of utterances.
+        ref_sig : (B, T) originals, or B tensors of any lengths.
+        hyp_sig : the decoded audio, as many samples as the originals.
+        lens : (B,) relative lengths in (0, 1] of (B, T) audio; None where nothing is padded.
+
+        Raises
+        ------
+        ValueError : if ids, originals and decoded audio do not match in number or shape.
+        """
+        refs = _unpadded_rows(ref_sig, lens=lens)
+        hyps = _unpadded_rows(hyp_sig, lens=lens)
+        if not len(ids) == len(refs) == len(hyps):
+            raise ValueError(
+                f"ids, ref_sig and hyp_sig must hold as many utterances each, "
+                f"got {len(ids)}, {len(refs)} and {len(hyps)}"
+            )
+        for utterance_id, ref, hyp in zip(ids, refs, hyps, strict=True):
+            self._append_utterance(str(utterance_id), ref, hyp)
+
+    def summarize(self) -> dict[str, float]:
+        """Mean of every score over the utterances that have it.
+
+        Returns
+        -------
+        Flat dict from score name to mean. Scores that no utterance has are absent (`not_computed`
+        says why); the dict is empty if nothing was appended.
+        """
+        return {
+            score: stats.summarize("average") for score, stats in self.stats.items() if stats.scores
+        }
+
+    @property
+    def not_computed(self) -> dict[str, str]:
+        """Why a metric is not in the summary: no package, or no utterance that it could score."""
+        failed = {}
+        for name in self._available:
+            if self._rows and not any(self.stats[score].scores for score in _METRICS[name].scores):
+                first = next(failure for failure in self.failures if failure.metric == name)
+                failed[name] = (
+                    f"none of {len(self._rows)} utterances could be scored; "
+                    f"{first.id}: {first.reason}"
+                )
+        return self._missing | failed
+
+    def write_csv(self, path: str | Path) -> None:
+        """Write one line per utterance: its id and scores; an empty field where it has no score."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=["id", *self.stats])
+            writer.writeheader()
+            writer.writerows(self._rows)
+
+    @property
+    def _available(self) -> list[str]:
+        return [name for name in self.names if name not in self._missing]
+
+    def _append_utterance(self, utterance_id: str, ref: Tensor, hyp: Tensor) -> None:
+        if ref.shape != hyp.shape:
+            raise ValueError(
+                f"{utterance_id}: ref_sig and hyp_sig must have the same number of samples, got "
+                f"{tuple(ref.shape)} and {tuple(hyp.shape)}; cut the decoded audio to its original"
+            )
+        ref, hyp = ref.detach().cpu(), hyp.detach().cpu()
+        row: dict[str, str | float] = {"id": utterance_id}
+        for name in self._available:
+            try:
+                row |= _METRICS[name].compute(ref, hyp, sample_rate=self.sample_rate)
+            except ScoreError as error:
+                self.failures.append(Failure(utterance_id, name, str(error)))
+        for score, stats in self.stats.items():
+            if score in row:
+                stats.append([utterance_id], [row[score]])
+        self._rows.append(row)
+
+
+class _Metric(NamedTuple):
+    compute: Callable[..., dict[str, float]]  # (ref_sig, hyp_sig, *, sample_rate) -> its scores
+    scores: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+
+
+def _compute_dnsmos(ref_sig: Tensor, hyp_sig: Tensor, *, sample_rate: int) -> dict[str, float]:
+    scores = dnsmos(hyp_sig, sample_rate=sample_rate)
+    return {f"dnsmos_{name}": score for name, score in scores._asdict().items()}
+
+
+_METRICS = {
+    "stoi": _Metric(lambda *sigs, **rate: {"stoi": stoi(*sigs, **rate)}, ("stoi",), ("pystoi",)),
+    "pesq": _Metric(lambda *sigs, **rate: {"pesq": pesq(*sigs, **rate)}, ("pesq",), ("pesq",)),
+    "dnsmos": _Metric(
+        _compute_dnsmos,
+        ("dnsmos_ovrl", "dnsmos_sig", "dnsmos_bak", "dnsmos_p808"),
+        ("onnxruntime", "speechmos"),
+    ),
+    "mel_distance": _Metric(
+        lambda *sigs, **rate: {"mel_distance": mel_distance(*sigs, **rate)}, ("mel_distance",)
+    ),
+}
+
+_PIP_NAMES = {"pesq": "pesq==0.0.4"}  # where it is not the package's own name
+
+
+def _load_package(name: str):
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError, ValueError) as error:  # ValueError: built for another numpy
+        raise _missing_package(name, error) from error
+
+
+def _missing_package(name: str, error: object) -> MissingPackageError:
+    pip_name, reason = _PIP_NAMES.get(name, name), " ".join(str(error).split())
+    return MissingPackageError(f"{name} cannot be loaded ({reason}); pip install {pip_name}")
+
+
+def _why_missing(metric: str) -> str | None:
+    """One line for the first package of a metric that is missing, logged once a process."""
+    try:
+        for package in _METRICS[metric].packages:
+            _dnsmos_folder() if package == "speechmos" else _load_package(package)
+    except MissingPackageError as error:
+        _warn_once(f"{metric} is not computed: {error}")
+        return str(error)
+    return None
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _to_16k(sig: Tensor | np.ndarray, *, sample_rate: int) -> Tensor:
+    """(T',) float32 on the CPU, at 16 kHz."""
+    sig = torch.as_tensor(sig)
+    if sig.ndim != 1 or not sig.is_floating_point():
+        raise ValueError(
+            "a score takes one utterance, floating point of shape (T,), "
+            f"got {sig.dtype} of shape {tuple(sig.shape)}"
+        )
+    sig = sig.detach().cpu().float()
+    if sig.numel() == 0:
+        raise ScoreError("the utterance is empty")
+    if not sig.isfinite().all():
+        raise ScoreError("the utterance has samples that are not finite")
+    return torchaudio.functional.resample(  # every parameter written out: scores depend on them
+        sig,
+        sample_rate,
+        SAMPLE_RATE,
+        lowpass_filter_width=6,
+        rolloff=0.99,
+        resampling_method="sinc_interp_hann",
+    )
+
+
+def _pair(
+    ref_sig: Tensor | np.ndarray, hyp_sig: Tensor | np.ndarray, *, sample_rate: int
+) -> tuple[Tensor, Tensor]:
+    if tuple(ref_sig.shape) != tuple(hyp_sig.shape):
+        raise ValueError(
+            "ref_sig and hyp_sig must have the same shape (T,), got "
+            f"{tuple(ref_sig.shape)} and {tuple(hyp_sig.shape)}"
+        )
+    return _to_16k(ref_sig, sample_rate=sample_rate), _to_16k(hyp_sig, sample_rate=sample_rate)
+
+
+def _speech_pair(
+    ref_sig: Tensor | np.ndarray, hyp_sig: Tensor | np.ndarray, *, sample_rate: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """float64 arrays, the reference not silent: STOI would give 0 and PESQ divide by 0."""
+    ref_sig, hyp_sig = _pair(ref_sig, hyp_sig, sample_rate=sample_rate)
+    if not ref_sig.any():
+        raise ScoreError("the reference is silent")
+    return ref_sig.double().numpy(), hyp_sig.double().numpy()
+
+
+def _unpadded_rows(sig: Tensor | Sequence[Tensor], *, lens: Tensor | None) -> list[Tensor]:
+    if not isinstance(sig, Tensor):
+        if lens is not None:
+            raise ValueError("lens goes with (B, T) audio; a list of utterances has no padding")
+        return list(sig)
+    if sig.ndim != 2:
+        raise ValueError(f"audio must be (B, T) or a list of (T,), got {tuple(sig.shape)}")
+    if lens is None:
+        return list(sig)
+    if lens.shape != sig.shape[:1]:
+        raise ValueError(f"lens must be ({len(sig)},), got {tuple(lens.shape)}")
+    return [row[:n] for row, n in zip(sig, num_valid(lens, sig.shape[1]).tolist(), strict=True)]
+
+
+def _spectrum(sig: Tensor, *, n_fft: int, hop_length: int) -> Tensor:
+    """(..., frames, bins) complex STFT; zeros around the signal, so any length will do."""
+    window = torch.hann_window(n_fft)
+    spectrum = torch.stft(
+        sig, n_fft, hop_length, window=window, pad_mode="constant", return_complex=True
+    )
+    return spectrum.transpose(-1, -2)
+
+
+@functools.cache
+def _mel_filters(n_fft: int, num_bands: int) -> Tensor:
+    """(bins, bands) triangles of unit area on Slaney's mel scale, 0 to 8 kHz.
+
+    Not torchaudio's, which takes the last bin for the Nyquist frequency: wrong for an odd
+    ``n_fft``, such as that of DNSMOS P.808.
+    """
+    # Linear up to 1 kHz, 200/3 Hz a mel; then 27 mels for a factor of 6.4.
+    top = 15 + 27 * math.log(SAMPLE_RATE / 2 / 1000) / math.log(6.4)
+    mels = torch.linspace(0, top, num_bands + 2, dtype=torch.float64)
+    edges = torch.where(mels < 15, mels * 200 / 3, 1000 * 6.4 ** ((mels - 15) / 27))  # Hz
+    bins = torch.fft.rfftfreq(n_fft, 1 / SAMPLE_RATE, dtype=torch.float64)
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    rising = (bins[:, None] - low) / (centre - low)
+    falling = (high - bins[:, None]) / (high - centre)
+    return (torch.minimum(rising, falling).clamp_min(0) * 2 / (high - low)).float()
+
+
+# The package has room for 50 stretches of speech and checks nothing: more of them overwrite memory
+# and kill the process. A stretch takes at least 0.2 s and so does the pause after it, so up to 20 s
+# are safe in this process.
+_PESQ_SAFE_SAMPLES = 20 * SAMPLE_RATE
+
+_PESQ_PROGRAM = """
+import sys
+import numpy as np
+from pesq import pesq
+ref_sig, hyp_sig = np.frombuffer(sys.stdin.buffer.read()).reshape(2, -1)
+print(pesq({sample_rate}, ref_sig, hyp_sig, "wb"))
+"""
+
+
+def _pesq_in_subprocess(ref_sig: np.ndarray, hyp_sig: np.ndarray) -> float:
+    seconds = ref_sig.size / SAMPLE_RATE
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PESQ_PROGRAM.format(sample_rate=SAMPLE_RATE)],
+            input=np.stack([ref_sig, hyp_sig]).tobytes(),
+            capture_output=True,
+            timeout=60 + seconds,  # many times what it takes: overwritten memory may also loop
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ScoreError(f"PESQ did not end on {seconds:.1f} s of audio") from error
+    if done.returncode < 0:
+        raise ScoreError(f"PESQ crashed on {seconds:.1f} s: more than 50 stretches of speech")
+    if done.returncode > 0:
+        last_line = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ScoreError(f"PESQ failed on {seconds:.1f} s: {last_line}")
+    return float(done.stdout)
+
+
+def _pesq_reason(error: Exception) -> str:
+    reason = error.args[0] if error.args else type(error).__name__
+    return reason.decode() if isinstance(reason, bytes) else str(reason)
+
+
+_WINDOW_S = 9.01
+_WINDOW_SAMPLES = 144_160
+_P835_POLYNOMIALS = (  # for sig, bak, ovrl; highest power first
+    (-0.08397278, 1.22083953, 0.0052439),
+    (-0.13166888, 1.60915514, -0.39604546),
+    (-0.06766283, 1.11546468, 0.04602535),
+)
+
+
+def _dnsmos_windows(sig: np.ndarray) -> list[np.ndarray]:
+    while sig.size < _WINDOW_SAMPLES:
+        sig = np.concatenate([sig, sig])
+    num_hops = int(sig.size // SAMPLE_RATE - _WINDOW_S) + 1
+    # Microsoft's script rounds a window's end down in floating point and drops the window if it
+    # lost a sample (those that start at 7 to 23 s, for one). Published scores are means without
+    # them, so ours are as well.
+    starts = [s for s in range(num_hops) if int((s + _WINDOW_S) * SAMPLE_RATE) >= _end(s)]
+    return [sig[s * SAMPLE_RATE : _end(s)] for s in starts]
+
+
+def _end(start_s: int) -> int:
+    return start_s * SAMPLE_RATE + _WINDOW_SAMPLES
+
+
+def _dnsmos_mel(window: Tensor) -> Tensor:
+    """(900, 120) input of P.808: mel power relative to its maximum, -80 to 0 dB as -1 to 1."""
+    power = _spectrum(window[:-160], n_fft=321, hop_length=160).abs().square()
+    decibels = 10 * (power @ _mel_filters(321, 120)).clamp_min(1e-10).log10()
+    return (decibels - decibels.max()).clamp_min(-80) / 40 + 1
+
+
+def _dnsmos_folder() -> Path:
+    # PathFinder rather than importlib.util.find_spec: that would answer with UTMOS' hub package,
+    # which has the same name, once it has been imported. The package itself is never imported: it
+    # needs librosa.
+    spec = importlib.machinery.PathFinder.find_spec("speechmos")
+    for folder in (spec and spec.submodule_search_locations) or []:
+        if (models := Path(folder, "dnsmos_models")).is_dir():
+            return models
+    raise _missing_package("speechmos", "not found")
+
+
+@functools.cache
+def _dnsmos_session(file_name: str):
+    onnxruntime = _load_package("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(
+        _dnsmos_folder() / file_name, options, providers=["CPUExecutionProvider"]
+    )

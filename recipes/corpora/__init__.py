@@ -1,0 +1,1 @@
+"""Corpora: one file each, read-only on the user's data."""

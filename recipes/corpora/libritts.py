@@ -1,0 +1,50 @@
+"""LibriTTS: ``<split>/<speaker>/<chapter>/<utterance>.wav`` with ``<utterance>.normalized.txt``.
+
+Source: openslr.org/60 (arXiv:1904.02882), 24 kHz, read where it lies and never changed. FLAC copies
+in the same layout are taken as well.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.common.dataio import PreparedCorpus, list_splits, read_text_beside, write_manifests
+
+
+def prepare(
+    data_folder: str | Path,
+    save_folder: str | Path,
+    *,
+    train_splits: Sequence[str],
+    valid_splits: Sequence[str],
+    test_splits: Sequence[str],
+    **filters: Any,
+) -> PreparedCorpus:
+    """Write the manifests of LibriTTS.
+
+    Parameters
+    ----------
+    data_folder : folder that holds ``train-clean-100``, ``dev-clean`` and so on.
+    save_folder : receives {train,valid,test}.json and bad_files.tsv.
+    train_splits, valid_splits, test_splits : any of the splits; an empty list = not wanted.
+    filters : min_duration_s, max_duration_s, max_train_utterances, max_valid_utterances,
+        max_test_utterances, on_bad_file, seed, as in `recipes.common.dataio.write_manifests`.
+
+    Returns
+    -------
+    PreparedCorpus : counts and hours of each subset.
+
+    Raises
+    ------
+    FileNotFoundError : if the data folder or a split is missing.
+    ValueError : if nothing is left of a subset; BadAudioError with ``on_bad_file="raise"``.
+    """
+    subsets = list_splits(
+        data_folder,
+        corpus="LibriTTS",
+        splits=(train_splits, valid_splits, test_splits),
+        suffixes=(".wav", ".flac"),
+    )
+    return write_manifests(
+        data_folder, save_folder, subsets=subsets, read_text=read_text_beside, **filters
+    )

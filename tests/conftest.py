@@ -1,0 +1,73 @@
+"""Fixtures that several test files share."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from focalcodec import FocalCodec
+from focalcodec.focalnet import Compressor, Decompressor, FocalBlock, Snake
+from focalcodec.logmel import LogMel
+from focalcodec.quantizers import BinarySphericalQuantizer
+from focalcodec.vocos import Vocos
+from focalcodec.wavlm import WavLM
+
+ROOT = Path(__file__).resolve().parents[1]
+_MIXER = partial(FocalBlock, layer_scale=0.3)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Folder of real audio and golden vectors beside the checkout; tests skip without it."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared (real audio and golden vectors), which is not here")
+    return folder
+
+
+@pytest.fixture
+def make_codec() -> Callable[..., FocalCodec]:
+    """Maker of tiny codecs with random weights, in evaluation mode."""
+    return _make_codec
+
+
+def _make_codec(
+    *,
+    encoder: str = "logmel",
+    factors: tuple[int, ...] = (1, 1, 1),
+    dim: int = 16,
+    code_dim: int = 6,
+    hop_length: int = 320,
+    mixer: Callable[[int], torch.nn.Module] = _MIXER,
+    activation: Callable[[int], torch.nn.Module] = Snake,
+) -> FocalCodec:
+    wavlm = partial(WavLM, num_layers=2, ffn_dim=24, num_heads=2, conv_pos=16, conv_pos_groups=2)
+    encoders = {
+        "logmel": partial(LogMel, n_mels=dim, hop_length=hop_length),
+        "wavlm": partial(wavlm, hidden_dims=(8,) * 7, dim=dim, num_buckets=32, max_distance=80),
+    }
+    shared = {"mixer": mixer, "activation": activation}
+    codec = FocalCodec(
+        encoders[encoder](),
+        Compressor(
+            dim, code_dim, hidden_dims=[12, 10, 8], downscale_factors=list(factors), **shared
+        ),
+        BinarySphericalQuantizer(code_dim),
+        Decompressor(
+            code_dim, dim, hidden_dims=[8, 10, 12], upscale_factors=list(factors[::-1]), **shared
+        ),
+        Vocos(dim, num_layers=2, dim=8, ffn_dim=12, n_fft=2 * hop_length, hop_length=hop_length),
+    )
+    return codec.eval()

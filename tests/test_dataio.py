@@ -1,0 +1,403 @@
+"""Loading, the policy on bad files, datasets and loaders (recipes/common/dataio.py)."""
+
+import csv
+import json
+import logging
+import os
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import speechbrain as sb
+import torch
+import torchaudio
+from speechbrain.dataio.dataloader import SaveableDataLoader, make_dataloader
+from speechbrain.dataio.dataset import DynamicItemDataset
+
+from recipes.common import dataio
+from recipes.common.dataio import BadAudioError, load_sig
+
+RATE = 16_000
+
+# Python 3.12 warns of every fork of a process with threads, and torch has some.
+forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+def write_noise(
+    path: Path, *, num_samples: int, sample_rate: int = RATE, channels: int = 1
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(num_samples)
+    soundfile.write(path, rng.uniform(-0.5, 0.5, (num_samples, channels)), sample_rate)
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    """Write twelve utterances of 0.10 to 0.21 s and their manifest, as preparation leaves them."""
+    root = tmp_path / "corpus"
+    utterances = [
+        dataio.Utterance(
+            write_noise(root / f"utt{i:02d}.wav", num_samples=1600 + 160 * i), f"utt{i:02d}", "s"
+        )
+        for i in range(12)
+    ]
+    dataio.write_manifests(
+        root,
+        tmp_path / "run",
+        subsets={"train": utterances, "valid": None, "test": None},
+        read_text=lambda path: None,
+        min_duration_s=0.0,
+        max_duration_s=1.0,
+    )
+    return root
+
+
+def dataset_of(corpus: Path, **options):
+    run = corpus.parent / "run"
+    options = {"sample_rate": RATE, "bad_files": run / "bad_files.tsv", **options}
+    return dataio.make_dataset(run / "train.json", data_folder=corpus, **options)
+
+
+def break_file(corpus: Path, name: str) -> str:
+    path = corpus / f"{name}.wav"
+    path.write_bytes(b"no longer audio")
+    return str(path)
+
+
+# The edge files: neither their headers nor their samples may stop, hang or poison a run.
+
+REFUSED_BY_HEADER = {
+    "aac.m4a",
+    "channels_zero.wav",
+    "data_size_zero.wav",
+    "empty_0byte.wav",
+    "headerless_s16le_16k.raw",
+    "ps_awful.wav",
+    "ps_bad.wav",
+    "ps_evil.wav",
+    "ps_null.wav",
+    "sample_rate_zero.wav",
+    "text_named.wav",
+    "truncated_header_20B.wav",
+    "vorbis2.webm",
+    "zero_samples.wav",
+}
+REFUSED_WHEN_READ = {
+    "corrupt_middle.flac",
+    "float_inf.wav",
+    "float_nan.wav",
+    "truncated_60pct.flac",
+}
+
+
+def test_every_edge_file_is_right_or_refused_by_name(shared):
+    started = time.monotonic()
+    with open(shared / "data" / "edge" / "manifest.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    refused = set()
+    for row in rows:
+        path = shared / "data" / "edge" / row["path"]
+        try:
+            sig = load_sig(path, sample_rate=RATE)
+        except BadAudioError as error:
+            assert str(path) in str(error) and error.reason
+            refused.add(row["path"])
+            continue
+        rate, frames = int(row["rate"]), int(row["frames"])
+        assert sig.shape == (-(-frames * RATE // rate),) and sig.dtype == torch.float32
+        assert sig.isfinite().all()
+        if rate == RATE and row["channels"] == "1":
+            assert sig.abs().max().item() == pytest.approx(float(row["peak"]), abs=1e-4)
+    assert refused == REFUSED_BY_HEADER | REFUSED_WHEN_READ
+    assert time.monotonic() - started < 60
+
+
+def test_preparation_refuses_the_edge_files_whose_headers_are_bad(shared, tmp_path):
+    edge = (shared / "data" / "edge").resolve()
+    utterances = [dataio.Utterance(path, path.name, "edge") for path in dataio.find_audio(edge)]
+    counts = dataio.write_manifests(
+        edge,
+        tmp_path,
+        subsets={"train": utterances},
+        read_text=lambda path: None,
+        min_duration_s=0.05,
+        max_duration_s=60,
+    ).train
+    with open(edge / "manifest.csv", encoding="utf-8", newline="") as file:
+        rows = {row["path"]: row for row in csv.DictReader(file)}
+    manifest = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
+    listed = {
+        Path(path).name: why
+        for path, why in dataio.read_bad_files(tmp_path / "bad_files.tsv").items()
+    }
+    assert set(manifest) | set(listed) == set(rows)
+    assert {name for name, why in listed.items() if not why.startswith("too ")} == REFUSED_BY_HEADER
+    assert {name for name, why in listed.items() if why.startswith("too long")} == {"long_68s.flac"}
+    assert counts.bad + counts.too_short + counts.too_long == len(listed)
+    for name, entry in manifest.items():
+        row = rows[name]
+        if row["soundfile"] == "ok":  # two FLAC files break only after the header
+            rate, frames = int(row["rate"]), int(row["frames"])
+            assert (entry["sample_rate"], entry["num_samples"]) == (rate, frames)
+            assert entry["duration"] == pytest.approx(frames / rate)
+    dataset = dataio.make_dataset(
+        tmp_path / "train.json",
+        data_folder=edge,
+        sample_rate=RATE,
+        bad_files=tmp_path / "bad_files.tsv",
+    )
+    items = [dataset[i] for i in range(len(dataset))]
+    assert all(item["sig"].isfinite().all() for item in items)
+    late = set(dataio.read_bad_files(tmp_path / "bad_files.tsv")) - {str(edge / n) for n in listed}
+    assert {Path(path).name for path in late} == REFUSED_WHEN_READ
+
+
+# load_sig
+
+
+@pytest.mark.parametrize("sample_rate", [8_000, 16_000, 22_050, 24_000, 44_100, 48_000])
+@pytest.mark.parametrize("start, num_samples", [(0, 500), (1, 1), (777, 2_000), (3_000, None)])
+def test_part_equals_the_slice_of_the_whole(tmp_path, sample_rate, start, num_samples):
+    path = write_noise(tmp_path / "a.wav", num_samples=sample_rate // 2, sample_rate=sample_rate)
+    whole = load_sig(path, sample_rate=RATE)
+    part = load_sig(path, sample_rate=RATE, start=start, num_samples=num_samples)
+    end = None if num_samples is None else start + num_samples
+    tolerance = 0.0 if sample_rate == RATE else 1e-6  # float32, another shape of convolution
+    torch.testing.assert_close(part, whole[start:end], rtol=0.0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["gsm_8k.wav", "opus_16k.opus", "mp3_24k.mp3", "vorbis.ogg"])
+def test_part_equals_the_slice_of_the_whole_in_compressed_formats(shared, name):
+    path = shared / "data" / "edge" / name
+    whole = load_sig(path, sample_rate=RATE)
+    for start in (1, 36_266, 80_000):  # libsndfile's own seek fails for Opus at the second
+        part = load_sig(path, sample_rate=RATE, start=start, num_samples=10_000)
+        torch.testing.assert_close(part, whole[start : start + 10_000], rtol=0.0, atol=1e-6)
+
+
+def test_part_at_the_end_is_cut_and_behind_it_refused(tmp_path):
+    path = write_noise(tmp_path / "a.wav", num_samples=100)
+    assert len(load_sig(path, sample_rate=RATE, start=90, num_samples=20)) == 10
+    with pytest.raises(BadAudioError, match="a.wav"):
+        load_sig(path, sample_rate=RATE, start=100)
+
+
+def test_channels_are_averaged(tmp_path):
+    path = write_noise(tmp_path / "a.wav", num_samples=400, channels=2)
+    stereo, _ = soundfile.read(path, dtype="float32")
+    torch.testing.assert_close(
+        load_sig(path, sample_rate=RATE), torch.from_numpy(stereo.mean(axis=1))
+    )
+
+
+def test_resampling_keeps_a_tone_and_equals_torchaudio(tmp_path):
+    seconds = torch.arange(24_000) / 24_000
+    tone = (0.5 * (2 * torch.pi * 440 * seconds).sin()).numpy()
+    soundfile.write(tmp_path / "tone.wav", tone, 24_000, subtype="FLOAT")
+    sig = load_sig(tmp_path / "tone.wav", sample_rate=RATE)
+    expected = 0.5 * (2 * torch.pi * 440 * torch.arange(16_000) / 16_000).sin()
+    # 200 samples at either end miss half of the interpolation window
+    torch.testing.assert_close(sig[200:-200], expected[200:-200], rtol=0.0, atol=2e-3)
+    reference = torchaudio.functional.resample(torch.from_numpy(tone), 24_000, RATE)
+    torch.testing.assert_close(
+        sig, reference, rtol=0.0, atol=1e-5
+    )  # kernel in float64, not float32
+
+
+def test_resampled_length_is_exact_where_float32_is_not():
+    length = 2**24 + 2**23 + 1  # times 2/3 is no integer and not a float32
+    sig = dataio.resample(torch.zeros(length), sample_rate=24_000, new_sample_rate=RATE)
+    assert len(sig) == -(-2 * length // 3)
+
+
+@pytest.mark.parametrize("content", ["missing", "folder", "fifo", "text", "nan", "inf", "empty"])
+def test_unusable_file_is_named(tmp_path, content):
+    path = tmp_path / "bad one.wav"
+    if content == "folder":
+        path.mkdir()
+    elif content == "fifo":
+        os.mkfifo(path)
+    elif content == "text":
+        path.write_text("hello")
+    elif content != "missing":
+        samples = {"nan": [0.0, np.nan], "inf": [np.inf, 0.0], "empty": []}[content]
+        soundfile.write(path, np.array(samples), RATE, subtype="FLOAT")
+    with pytest.raises(BadAudioError, match="bad one.wav") as caught:
+        load_sig(path, sample_rate=RATE)
+    assert caught.value.path == str(path) and caught.value.reason
+
+
+def test_rates_that_would_take_gigabytes_are_refused(tmp_path):
+    path = write_noise(tmp_path / "odd.wav", num_samples=100, sample_rate=22_051)
+    with pytest.raises(BadAudioError, match="odd.wav.*22051 Hz"):
+        load_sig(path, sample_rate=RATE)
+
+
+# Dataset
+
+
+def test_items_hold_id_sig_and_its_number_of_samples(corpus):
+    dataset = dataset_of(corpus, sample_rate=24_000)
+    assert isinstance(dataset, DynamicItemDataset) and len(dataset) == 12
+    item = dataset[3]
+    assert set(item) == {"id", "sig", "num_samples"}
+    assert item["id"] == "utt03" and item["num_samples"] == 2080 * 3 // 2 == len(item["sig"])
+
+
+def test_manifest_is_read_by_speechbrain_itself(corpus):
+    dataset = DynamicItemDataset.from_json(
+        corpus.parent / "run" / "train.json",
+        replacements={"data_root": str(corpus)},
+        output_keys=["id", "wav", "duration"],
+    )
+    assert dataset[0] == {"id": "utt00", "wav": str(corpus / "utt00.wav"), "duration": 0.1}
+
+
+@pytest.mark.parametrize("sorting", ["random", "ascending", "descending"])
+def test_sorting_is_by_duration(corpus, sorting):
+    dataset = dataset_of(corpus, sorting=sorting)
+    expected = sorted(dataset.data_ids, reverse=sorting == "descending")
+    assert dataset.data_ids == expected
+
+
+def test_max_utterances_keeps_the_first_ids(corpus):
+    assert dataset_of(corpus, sorting="descending", max_utterances=2).data_ids == ["utt01", "utt00"]
+
+
+def test_unknown_sorting_policy_and_empty_manifest_are_refused(corpus):
+    with pytest.raises(ValueError, match="sorting must be"):
+        dataset_of(corpus, sorting="alphabetical")
+    with pytest.raises(ValueError, match="on_bad_file must be skip or raise"):
+        dataset_of(corpus, on_bad_file="ignore")
+    with pytest.raises(ValueError, match="valid.json holds no utterance"):
+        dataio.make_dataset(
+            corpus.parent / "run" / "valid.json", data_folder=corpus, sample_rate=RATE
+        )
+
+
+@forks
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_file_that_became_bad_is_replaced_and_listed_once(corpus, num_workers):
+    bad = {break_file(corpus, name) for name in ("utt04", "utt05", "utt11")}
+    dataset = dataset_of(corpus)
+    for _ in range(2):  # two epochs
+        loader = make_dataloader(
+            dataset, **dataio.loader_kwargs(seed=0, batch_size=4, num_workers=num_workers)
+        )
+        batches = list(loader)
+        assert [len(batch.id) for batch in batches] == [4, 4, 4]
+        assert all(batch.sig.data.isfinite().all() for batch in batches)
+        ids = [utt_id for batch in batches for utt_id in batch.id]
+        assert ids[4:6] == ["utt06", "utt06"] and ids[11] == "utt00"
+        for batch in batches:
+            lengths = (batch.sig.lengths * batch.sig.data.shape[1]).round().long()
+            assert lengths.tolist() == batch.num_samples.tolist()
+    lines = (corpus.parent / "run" / "bad_files.tsv").read_text().splitlines()
+    assert {line.split("\t")[0] for line in lines} == bad and len(lines) == 3
+
+
+def test_bad_file_is_warned_of_once(corpus, caplog):
+    path = break_file(corpus, "utt00")
+    dataset = dataset_of(corpus)
+    with caplog.at_level(logging.WARNING):
+        assert dataset[0]["id"] == dataset[0]["id"] == "utt01"
+    assert [path in record.getMessage() for record in caplog.records] == [True]
+
+
+@forks
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_strict_policy_raises_with_the_name(corpus, num_workers):
+    path = break_file(corpus, "utt04")
+    kwargs = dataio.loader_kwargs(seed=0, batch_size=4, num_workers=num_workers)
+    batches = iter(make_dataloader(dataset_of(corpus, on_bad_file="raise"), **kwargs))
+    with pytest.raises(BadAudioError, match=path):
+        list(batches)
+    if num_workers:  # left to the garbage collector, torch waits 5 s for each worker
+        batches._shutdown_workers()
+
+
+def test_nothing_left_ends_with_an_error_instead_of_a_search_for_ever(corpus):
+    for path in corpus.glob("*.wav"):
+        path.unlink()
+    with pytest.raises(BadAudioError, match="12 utterances .* in a row"):
+        dataset_of(corpus)[5]
+
+
+def test_file_changed_since_preparation_is_bad(corpus):
+    write_noise(corpus / "utt02.wav", num_samples=999)
+    dataset = dataset_of(corpus)
+    assert dataset[2]["id"] == "utt03"
+    reason = dataio.read_bad_files(corpus.parent / "run" / "bad_files.tsv")[
+        str(corpus / "utt02.wav")
+    ]
+    assert "999 samples" in reason and "prepare" in reason
+
+
+@forks
+def test_bad_files_are_recorded_once_by_processes_side_by_side(tmp_path):
+    bad_files = tmp_path / "bad_files.tsv"
+    children = []
+    wait, start = os.pipe()
+    for _ in range(6):
+        child = os.fork()
+        if child == 0:
+            os.close(start)
+            os.read(wait, 1)  # returns at once for all when the parent closes its end
+            for i in range(150):
+                dataio.record_bad_file(bad_files, BadAudioError(f"{i}.wav", "tab\tand\nnewline"))
+            os._exit(0)
+        children.append(child)
+    os.close(start)
+    assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+    os.close(wait)
+    lines = bad_files.read_text().splitlines()
+    assert sorted(lines) == sorted(f"{i}.wav\ttab and newline" for i in range(150))
+
+
+# Loaders
+
+
+@forks
+def test_loader_draws_nothing_from_global_random_states(corpus):
+    dataset = dataset_of(corpus)
+    brain = sb.Brain(run_opts={"device": "cpu"})
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    for num_workers in (0, 1):
+        loader = brain.make_dataloader(
+            dataset,
+            sb.Stage.TRAIN,
+            **dataio.loader_kwargs(seed=1, num_workers=num_workers, batch_size=5, shuffle=True),
+        )
+        assert isinstance(loader, SaveableDataLoader)
+        assert sum(len(batch) for batch in loader) == 12
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])
+
+
+def test_collate_pads_with_zeros():
+    examples = [
+        {"id": "a", "sig": torch.ones(3), "num_samples": 3},
+        {"id": "b", "sig": torch.ones(4), "num_samples": 4},
+    ]
+    batch = dataio.collate(examples)
+    assert batch.id == ["a", "b"] and batch.num_samples.tolist() == [3, 4]
+    assert batch.sig.data.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert batch.sig.lengths.tolist() == [0.75, 1.0]
+
+
+@forks
+def test_workers_compute_on_one_thread(corpus):
+    dataset = dataset_of(corpus)
+    dataset.add_dynamic_item(
+        lambda utt_id: torch.get_num_threads(), takes=["id"], provides="num_threads"
+    )
+    dataset.set_output_keys(["num_threads"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    loader = make_dataloader(dataset, **dataio.loader_kwargs(seed=0, num_workers=2))
+    assert {batch.num_threads.item() for batch in loader} == {1}
+    torch.set_num_threads(threads)

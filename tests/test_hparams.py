@@ -1,0 +1,167 @@
+"""Every YAML and every block loads, every key is read, every documented swap changes the class."""
+
+import ast
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ruamel.yaml
+from focalcodec.logmel import LogMel
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.run_opts import RunOptions
+
+from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
+from focalcodec.wavlm import WavLM
+from recipes.common.experiment import config_hash, parse_command_line
+
+ROOT = Path(__file__).resolve().parents[1]
+MAINS = sorted((ROOT / "hparams").glob("*.yaml"))
+BLOCKS = sorted((ROOT / "hparams").glob("*/*.yaml"))
+SMALL = """
+data_folder: nowhere
+encoder: !include:encoder/logmel.yaml
+discriminator: !include:demo/discriminator.yaml
+decoder: !include:demo/decoder.yaml
+hidden_dims: [8, 8, 8]
+"""
+
+
+def load(main: str, overrides: str = "") -> dict:
+    text = (ROOT / "hparams" / main).read_text(encoding="utf-8")
+    lines = [line for line in SMALL.strip().splitlines() if f"\n{line.split(':')[0]}:" in text]
+    keys = {line.split(":")[0] for line in overrides.splitlines()}
+    lines = [line for line in lines if line.split(":")[0] not in keys]
+    with open(ROOT / "hparams" / main, encoding="utf-8") as file:
+        return load_hyperpyyaml(file, "\n".join(lines) + "\n" + overrides)
+
+
+@pytest.mark.parametrize("main", MAINS, ids=lambda path: path.name)
+def test_main_yaml_loads_without_touching_the_disk(main, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hparams = load(main.name)
+    assert hparams["modules"]
+    assert not list(tmp_path.iterdir()), "parsing a YAML does no I/O"
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_block_is_one_tagged_mapping_without_references(block):
+    text = block.read_text(encoding="utf-8")
+    assert text.startswith("# "), "one comment line with the source"
+    assert "!ref" not in text
+    node = ruamel.yaml.YAML().load(text)
+    assert node.tag.value.startswith(("!new:", "!name:"))
+    assert load_hyperpyyaml(f"block: !include:{block}")["block"] is not None
+
+
+def test_every_yaml_is_short():
+    for path in MAINS + BLOCKS:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 125, path
+
+
+def _keys_read_by_the_code() -> set[str]:
+    """Names after ``.hparams.`` and constant keys of ``hparams[...]`` in our sources."""
+    keys = set()
+    for path in [*ROOT.glob("train_*.py"), *(ROOT / "recipes").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("hparams"):
+                keys.add(node.attr)
+            elif isinstance(node, ast.Subscript) and "hparams" in ast.unparse(node.value):
+                if isinstance(node.slice, ast.Constant):
+                    keys.add(node.slice.value)
+    return keys | {"train_splits", "valid_splits", "test_splits"}  # read in a loop
+
+
+@pytest.mark.parametrize("main", MAINS, ids=lambda path: path.name)
+def test_no_key_is_dead(main):
+    text = main.read_text(encoding="utf-8")
+    keys = set(ruamel.yaml.YAML().load(text)) - {"__set_seed"}
+    referred = {re.split(r"[.\[]", name)[0] for name in re.findall(r"<([^>]+)>", text)}
+    # Run options of SpeechBrain that our Brain acts on, each with a test of its effect.
+    options = {
+        "optimizer_step_limit",
+        "max_grad_norm",
+        "grad_accumulation_factor",
+        "nonfinite_patience",
+        "precision",
+        "eval_precision",
+    }
+    assert options <= set(RunOptions().as_dict())
+    dead = keys - referred - _keys_read_by_the_code() - options
+    assert not dead, f"{main.name}: nobody reads {sorted(dead)}"
+
+
+@pytest.mark.parametrize(
+    ("main", "key", "block", "expected"),
+    [
+        ("bsq.yaml", "encoder", "encoder/logmel.yaml", LogMel),
+        ("vocos.yaml", "encoder", "encoder/logmel.yaml", LogMel),
+        ("bsq.yaml", "encoder", "encoder/wavlm6.yaml", WavLM),
+        ("bsq.yaml", "quantizer", "quantizer/lfq.yaml", LookupFreeQuantizer),
+        ("bsq.yaml", "quantizer", "quantizer/bsq_10bit.yaml", BinarySphericalQuantizer),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_swap_changes_the_class(main, key, block, expected):
+    hparams = load(main, f"{key}: !include:{block}")
+    assert type(hparams[key]) is expected
+
+
+def test_swap_of_the_encoder_resizes_what_follows():
+    assert load("bsq.yaml")["compressor"].input_dim == 80
+    assert load("vocos.yaml")["modules"]["decoder"].input_dim == 80
+
+
+def test_swap_of_activation_and_mixer_reaches_both_sides():
+    hparams = load("bsq.yaml", "activation: !include:activation/leaky_relu.yaml")
+    for part in ("compressor", "decompressor"):
+        names = {type(module).__name__ for module in hparams[part].modules()}
+        assert "LeakyReLU" in names and "Snake" not in names
+
+
+@pytest.mark.parametrize("factors", [[1, 1, 1], [2, 1, 1], [2, 2, 1]], ids=str)
+def test_token_rate_follows_the_downscale_factors(factors):
+    codec = load("bsq.yaml", f"downscale_factors: {factors}")["codec"]
+    assert codec.token_rate == 50 / (factors[0] * factors[1] * factors[2])
+    assert list(codec.decompressor.upscale_factors) == factors[::-1]
+
+
+def test_dataset_block_is_a_function_that_is_not_called_at_parse_time():
+    assert isinstance(load("bsq.yaml")["dataset"], partial)
+
+
+BSQ = str(ROOT / "hparams/bsq.yaml")
+
+
+def test_tagged_mapping_override_is_refused():
+    value = "!new:focalcodec.quantizers.LookupFreeQuantizer {code_dim: 4}"
+    with pytest.raises(ValueError, match="--quantizer is the tagged mapping.*!include:FILE"):
+        parse_command_line([BSQ, "--quantizer", value])
+
+
+def test_arguments_over_an_include_are_refused():
+    with pytest.raises(ValueError, match="--quantizer is a mapping, but quantizer is an include"):
+        parse_command_line([BSQ, "--quantizer", "{code_dim: 4}"])
+
+
+def test_equals_sign_inside_a_value_is_refused():
+    with pytest.raises(ValueError, match="'--output_folder=lr=1'"):
+        parse_command_line([BSQ, "--output_folder=lr=1"])
+
+
+def test_misspelt_key_is_refused():
+    with pytest.raises(KeyError, match="learning_rate"):
+        load("bsq.yaml", "learning_rate: 1")
+
+
+def test_run_option_on_the_command_line_enters_the_saved_yaml():
+    _, options, overrides = parse_command_line([BSQ, "--max_grad_norm", "3", "--lr", "0.1"])
+    assert "max_grad_norm: 3.0" in overrides
+    assert options["max_grad_norm"] == 3.0
+
+
+def test_config_hash_ignores_how_long_and_sees_what():
+    base = config_hash(BSQ, "lr: 0.1")
+    assert config_hash(BSQ, "lr: 0.1\nnumber_of_epochs: 3\noutput_folder: x") == base
+    assert config_hash(BSQ, "lr: 0.2") != base
+    assert config_hash(BSQ, "lr: 0.1\nquantizer: !include:quantizer/lfq.yaml") != base

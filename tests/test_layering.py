@@ -1,0 +1,74 @@
+"""Who may import whom (DESIGN: a lower layer never knows a higher one), read from the sources."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = {"focalcodec.masking", "focalcodec.streaming"}
+MODELS = {f"focalcodec.{name}" for name in ("wavlm", "logmel", "focalnet", "mixers", "vocos")}
+TOP = {"focalcodec.codec", "focalcodec.__main__", "focalcodec"}
+TRAINING = {"speechbrain", "hyperpyyaml", "recipes", "train_decoder", "train_quantizer"}
+LAZY_IN_HUB = {"huggingface_hub", "safetensors", "transformers"}
+SOURCES = sorted(
+    path
+    for folder in ("focalcodec", "recipes", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
+) + sorted(ROOT.glob("train_*.py"))
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _within(names: set[str], packages: set[str]) -> set[str]:
+    return {name for name in names if name in packages or name.split(".")[0] in packages}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_keep_to_their_layer(path):
+    module, names = _module(path), _imports(path)
+    if module.split(".")[0] == "focalcodec":
+        assert not _within(names, TRAINING), "the codec runs without the training side"
+    if module in BASE | {"focalcodec.quantizers", "focalcodec.bitstream", "focalcodec.conversion"}:
+        allowed = BASE if module == "focalcodec.quantizers" else set()
+        ours = {name for name in names if name.startswith("focalcodec")}
+        assert all(any(name.startswith(base) for base in allowed) for name in ours), ours
+    if module in MODELS:
+        others = MODELS | TOP | {"focalcodec.hub", "focalcodec.quantizers"}
+        assert not {name for name in names if name in others - {module}}, "models are independent"
+    if module == "focalcodec.hub":
+        assert "focalcodec.codec" not in names
+        assert not _within(_imports(path, top_level_only=True), LAZY_IN_HUB), (
+            "hub imports them lazily"
+        )
+    if module.startswith("recipes.common"):
+        assert not {name for name in names if name.startswith("recipes.train_")}
+        assert not _within(names, {"train_decoder", "train_quantizer"})
+        assert not {name for name in names if name.startswith("recipes.corpora")}
+    if module.startswith("recipes.corpora"):
+        ours = {name for name in names if name.startswith(("recipes", "focalcodec"))}
+        assert all(name.startswith(("recipes.common", "recipes.corpora")) for name in ours), ours
+        assert "torch.nn" not in names, "corpora know no models"
+    if module.startswith("train_"):
+        assert not _within(names, {"train_decoder", "train_quantizer"} - {module})
+
+
+def test_no_source_reads_the_folder_beside_the_checkout():
+    assert not [path for path in SOURCES if "../shared" in path.read_text(encoding="utf-8")]

@@ -1,0 +1,157 @@
+"""Stage "quantizer": train compressor, quantizer and decompressor on frozen features (paper, D.1).
+
+    python train_quantizer.py hparams/bsq.yaml --data_folder LIBRITTS --decoder_checkpoint RUN
+
+Whole utterances, masked mean squared error plus the entropy term. With a decoder checkpoint every
+validation decodes audio, from tokens (``hyp``) and from unquantized features (``rec``, the upper
+bound); without one it reports features and code usage only.
+"""
+
+import logging
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import speechbrain as sb
+from torch import Tensor, nn
+
+from focalcodec.masking import masked_mean
+from recipes.common.brain import CodecBrain, Update
+from recipes.common.checkpoints import load_parameters
+from recipes.common.experiment import run_experiment
+from recipes.common.metrics import CodeUsage
+
+logger = logging.getLogger(__name__)
+
+
+class Quantization(NamedTuple):
+    """A batch after the bottleneck.
+
+    feats (B, N, H) and mask (B, N) as the encoder gave them, toks (B, L) and tok_mask (B, L),
+    qfeats (B, N, H), and scalar terms: ``reconstruction`` is the squared error's mean over real
+    frames and channels; ``entropy`` and its two parts are in nats.
+    """
+
+    feats: Tensor
+    mask: Tensor
+    toks: Tensor
+    tok_mask: Tensor
+    qfeats: Tensor
+    terms: dict[str, Tensor]
+
+
+class QuantizerBrain(CodecBrain):
+    """Reconstruction error and entropy; everything that chooses follows the error alone."""
+
+    selection_key = "reconstruction"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.codec = self.hparams.codec.to(self.device)
+        self.codec.decoder.eval().requires_grad_(False)
+        self.code_usage = CodeUsage(self.codec.codebook_size)
+        self.decodes = self.hparams.decoder_checkpoint is not None
+        if self.decodes:
+            load_parameters(
+                self.codec.decoder, self.hparams.decoder_checkpoint, name="decoder", min_key="mel"
+            )
+        else:
+            logger.warning(
+                "decoder_checkpoint is null: validation reports features and code usage, no audio"
+            )
+
+    def optimized(self) -> dict[str, nn.Module]:
+        """One optimizer for compressor and decompressor together."""
+        return {"quantizer": self.modules}
+
+    def quantize(self, batch: Any) -> Quantization:
+        """Send a batch through compressor, quantizer and decompressor."""
+        feats, mask, _ = self.features(batch)
+        lats = self.modules.compressor(feats, mask=mask)
+        tok_mask = mask[:, :: math.prod(self.codec.compressor.downscale_factors)]
+        toks, codes = self.codec.quantizer(lats, mask=tok_mask)
+        qfeats = self.modules.decompressor(codes, mask=tok_mask)[:, : feats.shape[1]]
+        error = (qfeats.float() - feats).square().mean(dim=-1)
+        entropy = self.codec.quantizer.entropy_loss(
+            lats,
+            mask=tok_mask,
+            inverse_temperature=self.hparams.inverse_temperature,
+            diversity_weight=self.hparams.diversity_weight,
+        )
+        terms = {
+            "reconstruction": masked_mean(error, mask=mask),
+            "entropy": entropy.loss,
+            "sample_entropy": entropy.sample_entropy,
+            "codebook_entropy": entropy.codebook_entropy,
+        }
+        return Quantization(feats, mask, toks, tok_mask, qfeats, terms)
+
+    def updates(self, batch: Any) -> Iterator[Update]:
+        """Yield the one loss of this stage."""
+        with self.training_ctx:
+            terms = self.quantize(batch).terms
+        loss = (
+            self.hparams.reconstruction_weight * terms["reconstruction"]
+            + self.hparams.entropy_weight * terms["entropy"]
+        )
+        detached = {name: value.detach() for name, value in terms.items()}
+        yield Update("quantizer", loss, detached | {"loss": loss.detach()})
+
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
+        """Begin a stage with empty statistics of codes and features."""
+        super().on_stage_start(stage, epoch)
+        self.code_usage.clear()
+        self.feature_moments = FeatureMoments()
+
+    def evaluate_terms(self, batch: Any, stage: sb.Stage) -> tuple[dict[str, float], float]:
+        """Reconstruction error and entropies, by real frames; audio if there is a decoder."""
+        quantized = self.quantize(batch)
+        self.code_usage.append(quantized.toks, mask=quantized.tok_mask)
+        self.feature_moments.append(quantized.feats[quantized.mask])
+        if self.decodes:
+            feats, mask = quantized.feats, quantized.mask
+            decoded = {
+                "hyp": self.codec.decoder(quantized.qfeats, mask=mask),
+                "rec": self.codec.decoder(feats, mask=mask),
+            }
+            self.score_audio(batch, stage, decoded)
+        terms = {name: float(value) for name, value in quantized.terms.items()}
+        return terms, float(quantized.mask.sum())
+
+    def stage_values(self, stage: sb.Stage) -> dict[str, Any]:
+        """Code usage, bitrate and the features' variance, the error of a quantizer without use."""
+        return {
+            **self.code_usage.summarize(),
+            "feature_variance": self.feature_moments.variance(),
+            "bitrate": self.codec.bitrate,
+        }
+
+    def anneal(self, stage: sb.Stage, epoch: int, values: dict[str, float]) -> None:
+        """Follow the validation's reconstruction error, never the signed sum with the entropy."""
+        if stage == sb.Stage.VALID:
+            self.set_learning_rate(self.hparams.scheduler(values["reconstruction"])[1])
+            self.hparams.epoch_counter.update_metric(values["reconstruction"])
+
+
+class FeatureMoments:
+    """Mean and variance of features per channel over a stage, in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.sum_of_squares = 0, 0.0, 0.0
+
+    def append(self, feats: Tensor) -> None:
+        """Add features (M, H) of real frames."""
+        feats = feats.double()
+        self.count += feats.shape[0]
+        self.sum = self.sum + feats.sum(dim=0)
+        self.sum_of_squares = self.sum_of_squares + feats.square().sum(dim=0)
+
+    def variance(self) -> float:
+        """Variance over frames, mean over channels."""
+        mean = self.sum / self.count
+        return float((self.sum_of_squares / self.count - mean.square()).mean())
+
+
+if __name__ == "__main__":
+    run_experiment(QuantizerBrain, sys.argv[1:])
