@@ -44,12 +44,14 @@ def read_mono(path: Path, *, sample_rate: int) -> tuple[Tensor, int, int]:
     Raises
     ------
     FileNotFoundError : if the file is missing.
-    ValueError : if it is empty or holds values that are not finite.
-    soundfile.LibsndfileError : if it is not readable as audio.
+    ValueError : if it is not readable as audio, empty, or holds values that are not finite.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw, without a header
+        raise ValueError(f"{path} is not readable as audio: {error}") from error
     if samples.shape[0] == 0:
         raise ValueError(f"{path} holds no samples")
     sig = torch.from_numpy(samples).mean(dim=1)[None]

@@ -255,19 +255,24 @@ def _download(
         raise FileNotFoundError(
             f"{repo} does not exist, and it is not a hub id of the form owner/name either"
         )
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    fetch = functools.partial(hf_hub_download, repo, revision=revision, cache_dir=cache_dir)
-    for name in names:
-        try:
-            return Path(fetch(name, local_files_only=True))
-        except LocalEntryNotFoundError:
-            continue
+    try:
+        # Not hf_hub_download(local_files_only=True): version 2.4 asks the network even then.
+        cached = [
+            try_to_load_from_cache(repo, name, revision=revision, cache_dir=cache_dir)
+            for name in names
+        ]
+    except ValueError as error:
+        raise FileNotFoundError(f"{repo} is not a folder here and no hub id: {error}") from error
+    for path in cached:
+        if isinstance(path, str):
+            return Path(path)
     reason = ""
     for name in names:
         try:
-            return Path(fetch(name))
+            return Path(hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir))
         except EntryNotFoundError as error:
             reason = error
             if isinstance(error, LocalEntryNotFoundError):  # no answer: no use asking for the next
@@ -328,7 +333,10 @@ def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Write beside ``path``, then rename: a reader sees the old file or the new one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         write(partial)
+        partial.chmod(mode)  # safetensors makes files that only their owner may read
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)

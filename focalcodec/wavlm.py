@@ -328,10 +328,10 @@ class _FeatureExtractor(nn.Module):
     def _stack(self, sig: Tensor, *, lengths: Tensor | None) -> Tensor:
         x = sig[:, :, None]
         for layer in self.layers:
-            if lengths is not None:
-                x = x.masked_fill(~lengths_to_mask(lengths, x.shape[1])[:, :, None], 0)
-                lengths = layer.num_frames(lengths)
             x = layer(x)
+            if lengths is not None:
+                lengths = layer.num_frames(lengths)
+                x = x.masked_fill(~lengths_to_mask(lengths, x.shape[1])[:, :, None], 0)
         return x
 
 

@@ -13,6 +13,8 @@ from focalcodec.logmel import LogMel
 from focalcodec.quantizers import BinarySphericalQuantizer
 from focalcodec.vocos import Vocos
 from focalcodec.wavlm import WavLM
+from recipes.export import export
+from tests.stages import train, write_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 _MIXER = partial(FocalBlock, layer_scale=0.3)
@@ -71,3 +73,31 @@ def _make_codec(
         Vocos(dim, num_layers=2, dim=8, ffn_dim=12, n_fft=2 * hop_length, hop_length=hop_length),
     )
     return codec.eval()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def decoder_run(corpus, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "decoder"
+    train("decoder", corpus, folder, number_of_epochs=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quantizer_run(corpus, decoder_run) -> Path:
+    folder = decoder_run.parent / "quantizer"
+    train("quantizer", corpus, folder, number_of_epochs=3, decoder_checkpoint=decoder_run)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def codec_folder(decoder_run, quantizer_run) -> Path:
+    folder = decoder_run.parent / "codec"
+    export(decoder_run, quantizer_run, folder)
+    return folder

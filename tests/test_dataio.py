@@ -214,7 +214,9 @@ def test_resampled_length_is_exact_where_float32_is_not():
     assert len(sig) == -(-2 * length // 3)
 
 
-@pytest.mark.parametrize("content", ["missing", "folder", "fifo", "text", "nan", "inf", "empty"])
+@pytest.mark.parametrize(
+    "content", ["missing", "folder", "fifo", "text", "nan", "inf", "empty", "cut"]
+)
 def test_unusable_file_is_named(tmp_path, content):
     path = tmp_path / "bad one.wav"
     if content == "folder":
@@ -223,6 +225,10 @@ def test_unusable_file_is_named(tmp_path, content):
         os.mkfifo(path)
     elif content == "text":
         path.write_text("hello")
+    elif content == "cut":  # libsndfile announces the length that stands in the MP3's header
+        samples = np.random.default_rng(0).uniform(-0.5, 0.5, RATE)
+        soundfile.write(tmp_path / "whole.mp3", samples, RATE)
+        path.write_bytes((tmp_path / "whole.mp3").read_bytes()[:5000])
     elif content != "missing":
         samples = {"nan": [0.0, np.nan], "inf": [np.inf, 0.0], "empty": []}[content]
         soundfile.write(path, np.array(samples), RATE, subtype="FLOAT")

@@ -163,6 +163,18 @@ def test_bf16_autocast_stays_close_to_float32_and_keeps_the_norms_in_float32():
         assert tensor.grad is None or torch.isfinite(tensor.grad).all()
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_autocast_does_not_touch_the_spectral_norms_vectors(device):
+    plain = tiny().to(device)
+    autocast = copy.deepcopy(plain)
+    sig = noise(1, 2000).to(device)
+    plain(sig)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        autocast(sig)
+    for (name, ours), other in zip(plain.named_buffers(), autocast.buffers(), strict=True):
+        torch.testing.assert_close(ours, other, rtol=0, atol=0, msg=name)
+
+
 @pytest.mark.parametrize("periods", [(2, 3, 5, 7, 11), (2,), ()], ids=str)
 def test_shortest_input_works_and_a_shorter_one_is_refused(periods):
     discriminator = tiny(periods=periods)

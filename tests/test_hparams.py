@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import ruamel.yaml
-from focalcodec.logmel import LogMel
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.run_opts import RunOptions
 
+from focalcodec.logmel import LogMel
 from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
 from focalcodec.wavlm import WavLM
 from recipes.common.experiment import config_hash, parse_command_line

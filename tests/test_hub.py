@@ -76,6 +76,7 @@ def test_save_load_save_gives_the_same_bytes(folder, tmp_path):
     FocalCodec.from_pretrained(folder).save_pretrained(tmp_path / "again")
     names = ["config.json", "model.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == names  # no partial files are left
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     assert filecmp.cmpfiles(folder, tmp_path / "again", names, shallow=False)[0] == names
 
 
@@ -216,14 +217,20 @@ def test_a_hub_id_in_the_cache_needs_no_network(folder, tmp_path, monkeypatch):
     (repo / "refs" / "main").write_text("0" * 40)
     shutil.copytree(folder, repo / "snapshots" / ("0" * 40))
 
-    def refuse(*_, **__):
-        raise AssertionError("the network was asked")
+    asked = []
 
+    def refuse(*address, **_):
+        asked.append(address)
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
     monkeypatch.setattr("socket.socket.connect", refuse)
     codec = FocalCodec.from_pretrained("someone/codec", cache_dir=tmp_path / "cache")
     assert codec.token_rate == 25.0
     encoder = WavLM(**hub.constructor_arguments(codec.encoder))
     hub.load_encoder_weights(encoder, "someone/codec", cache_dir=tmp_path / "cache")
+    assert not asked
 
 
 @pytest.mark.parametrize(
@@ -232,6 +239,8 @@ def test_a_hub_id_in_the_cache_needs_no_network(folder, tmp_path, monkeypatch):
         ("/nowhere/codec", "/nowhere/codec does not exist"),
         ("./codec", "./codec does not exist"),
         ("codec", "codec does not exist, and it is not a hub id of the form owner/name"),
+        ("results/.../codec", "results/.../codec does not exist"),
+        ("results/a--b", "results/a--b is not a folder here and no hub id"),
         ("someone/absent", "someone/absent is not a folder here, and the hub gives no config.json"),
     ],
 )

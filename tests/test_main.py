@@ -72,13 +72,15 @@ def test_errors_are_one_line(folder, tmp_path, capsys):
     good = write_noise(tmp_path / "in.wav", size=400, rate=16000)
     out, checkpoint = tmp_path / "out.wav", ["--checkpoint", folder]
     absent = ["--checkpoint", tmp_path / "absent"]
-    (tmp_path / "text.wav").write_text("this is no audio")
+    for name in ("text.wav", "headerless.raw"):
+        (tmp_path / name).write_text("this is no audio")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
     soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 16000, subtype="FLOAT")
     for words, message in [
         ([good, out, *absent], "absent does not exist"),
         ([tmp_path / "none.wav", out, *checkpoint], "none.wav does not exist"),
-        ([tmp_path / "text.wav", out, *checkpoint], "text.wav"),
+        ([tmp_path / "text.wav", out, *checkpoint], "text.wav is not readable as audio"),
+        ([tmp_path / "headerless.raw", out, *checkpoint], "headerless.raw is not readable"),
         ([tmp_path / "empty.wav", out, *checkpoint], "empty.wav holds no samples"),
         ([tmp_path / "nan.wav", out, *checkpoint], "nan.wav holds samples that are not finite"),
         ([good, tmp_path / "out", *checkpoint], "no extension of an audio format"),

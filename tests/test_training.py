@@ -3,90 +3,20 @@
 import hashlib
 import json
 import math
-import random
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import speechbrain as sb
 import torch
 
 from recipes.common.brain import evenly_spaced
 from recipes.common.checkpoints import load_parameters
-from recipes.common.experiment import build_experiment, load_encoder, run_experiment
+from recipes.common.experiment import load_encoder, run_experiment
 from recipes.common.run_log import Means, RunLog
-from train_decoder import DecoderBrain
+from tests.stages import STAGES, build, options, steps_of, train
 from train_quantizer import FeatureMoments, QuantizerBrain
-
-ROOT = Path(__file__).resolve().parents[1]
-STAGES = {"decoder": (DecoderBrain, "vocos.yaml"), "quantizer": (QuantizerBrain, "bsq.yaml")}
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
-    """LibriTTS-shaped tree of harmonic tones, 1 to 1.5 s, of lengths that no factor divides."""
-    folder = tmp_path_factory.mktemp("corpus")
-    source = random.Random(0)
-    for split, number in {"train-clean-100": 6, "dev-clean": 3, "test-clean": 2}.items():
-        for index in range(number):
-            time = np.arange(16000 + source.randrange(8000)) / 16000
-            pitch = source.uniform(90, 250) * (1 + 0.1 * np.sin(2 * np.pi * 3 * time))
-            phase = 2 * np.pi * np.cumsum(pitch) / 16000
-            sig = sum(np.sin(k * phase) / k for k in range(1, 12)) * np.hanning(len(time)) * 0.2
-            path = folder / split / f"{index}" / "1" / f"{split}_{index}.wav"
-            path.parent.mkdir(parents=True)
-            soundfile.write(path, sig, 16000)
-    return folder
-
-
-def options(stage: str, corpus: Path, output: Path, **overrides) -> list[str]:
-    values = {
-        "data_folder": corpus,
-        "output_folder": output,
-        "dataset": "!include:dataset/libritts100.yaml",
-        "encoder": "!include:encoder/logmel.yaml",
-        "decoder": "!include:demo/decoder.yaml",
-        "num_workers": 0,
-        "batch_size": 2,
-        "number_of_epochs": 1,
-        "log_interval_steps": 1,
-        "metrics": "[mel_distance]",
-        "lr": 0.001,
-    }
-    if stage == "decoder":
-        values["discriminator"] = "!include:demo/discriminator.yaml"
-    else:
-        values |= {"hidden_dims": "[24, 16, 16]", "lr": 0.005}
-    words = [f"--{key}={value}" for key, value in (values | overrides).items()]
-    return [str(ROOT / "hparams" / STAGES[stage][1]), "--noprogressbar", "--device=cpu", *words]
-
-
-def train(stage: str, corpus: Path, output: Path, **overrides) -> dict:
-    return run_experiment(STAGES[stage][0], options(stage, corpus, output, **overrides))
-
-
-def build(stage: str, corpus: Path, output: Path, **overrides):
-    return build_experiment(STAGES[stage][0], options(stage, corpus, output, **overrides))
-
-
-def steps_of(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="session")
-def decoder_run(corpus, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "decoder"
-    train("decoder", corpus, folder, number_of_epochs=3)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def quantizer_run(corpus, decoder_run) -> Path:
-    folder = decoder_run.parent / "quantizer"
-    train("quantizer", corpus, folder, number_of_epochs=3, decoder_checkpoint=decoder_run)
-    return folder
 
 
 def parameters(brain: sb.Brain) -> dict[str, torch.Tensor]:

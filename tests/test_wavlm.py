@@ -1,4 +1,4 @@
-"""The WavLM encoder: equality with transformers and the published codec, independence of padding."""
+"""The WavLM encoder: equal to transformers and the published codec, independent of padding."""
 
 import json
 
@@ -66,18 +66,13 @@ def _old_weight_norm(state: dict) -> dict:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [1, 10, 399, 400, 401, 719, 720, 16000, 32123])
+@pytest.mark.parametrize("size", [400, 401, 719, 720, 16000, 32123])
 @pytest.mark.parametrize("conv_pos", [16, 15], ids=["even_conv_pos", "odd_conv_pos"])
 def test_feats_equal_transformers(size, conv_pos):
     reference = _transformers_model(conv_pos=conv_pos)
     encoder = WavLM(**SIZES | dict(conv_pos=conv_pos)).eval()
     encoder.load_state_dict(state_dict_from_transformers(reference.state_dict(), 2))
-    sig = torch.randn(2, size)
-    # transformers refuses fewer samples than one frame takes; zeros give the same frame only if
-    # they come after the convolutions, so only the shape is comparable there.
-    if size < 400:
-        assert encoder(sig).shape == (2, 1, 32)
-        return
+    sig = torch.randn(2, size)  # transformers takes no fewer than 400 samples
     expected = reference(sig, output_hidden_states=True).hidden_states[2]
     torch.testing.assert_close(encoder(sig), expected, atol=1e-5, rtol=0)
 
@@ -267,7 +262,10 @@ def test_unusual_strides_keep_the_contract():
 @pytest.mark.parametrize("lens", [None, torch.tensor([1.0, 0.5])], ids=["full", "padded"])
 def test_gradients_reach_every_parameter_and_the_signal(lens):
     encoder = _with_lively_weights(WavLM(**SIZES | dict(dropout=0.1))).train()
-    sig = torch.randn(2, 4000, requires_grad=True)
+    sig = torch.randn(2, 4000)
+    if lens is not None:
+        sig[1, 2000:] = float("nan")
+    sig.requires_grad_()
     encoder(sig, lens=lens).square().sum().backward()
     for name, weight in encoder.named_parameters():
         assert weight.grad.isfinite().all() and weight.grad.abs().sum() > 0, name

@@ -436,14 +436,13 @@ def loader_kwargs(*, seed: int, num_workers: int = 0, **options: Any) -> dict[st
     Parameters
     ----------
     seed : of the loader's generator.
-    num_workers : processes; each computes on one thread.
+    num_workers : processes; torch lets each compute on one thread.
     options : further arguments, such as batch_size, shuffle, drop_last, sampler, pin_memory.
     """
     return {
         "num_workers": num_workers,
         "collate_fn": collate,
         "generator": torch.Generator().manual_seed(seed),
-        "worker_init_fn": _init_worker,
         **options,
     }
 
@@ -480,10 +479,6 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-def _init_worker(worker_id: int) -> None:
-    torch.set_num_threads(1)
 
 
 def _check_policy(on_bad_file: str) -> str:

@@ -1,0 +1,66 @@
+"""Runs of both stages from their real YAMLs at toy size, for the tests that need a trained run."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from recipes.common.experiment import Experiment, build_experiment, run_experiment
+from train_decoder import DecoderBrain
+from train_quantizer import QuantizerBrain
+
+HPARAMS = Path(__file__).resolve().parents[1] / "hparams"
+STAGES = {"decoder": (DecoderBrain, "vocos.yaml"), "quantizer": (QuantizerBrain, "bsq.yaml")}
+
+
+def write_corpus(folder: Path) -> None:
+    """LibriTTS-shaped tree of harmonic tones, 1 to 1.5 s, of lengths that no factor divides."""
+    source = random.Random(0)
+    for split, number in {"train-clean-100": 6, "dev-clean": 3, "test-clean": 2}.items():
+        for index in range(number):
+            time = np.arange(16000 + source.randrange(8000)) / 16000
+            pitch = source.uniform(90, 250) * (1 + 0.1 * np.sin(2 * np.pi * 3 * time))
+            phase = 2 * np.pi * np.cumsum(pitch) / 16000
+            sig = sum(np.sin(k * phase) / k for k in range(1, 12)) * np.hanning(len(time)) * 0.2
+            path = folder / split / f"{index}" / "1" / f"{split}_{index}.wav"
+            path.parent.mkdir(parents=True)
+            soundfile.write(path, sig, 16000)
+
+
+def options(stage: str, corpus: Path, output: Path, **overrides) -> list[str]:
+    """Command line of a stage; ``overrides`` replace its small sizes."""
+    values = {
+        "data_folder": corpus,
+        "output_folder": output,
+        "dataset": "!include:dataset/libritts100.yaml",
+        "encoder": "!include:encoder/logmel.yaml",
+        "decoder": "!include:demo/decoder.yaml",
+        "num_workers": 0,
+        "batch_size": 2,
+        "number_of_epochs": 1,
+        "log_interval_steps": 1,
+        "metrics": "[mel_distance]",
+    }
+    if stage == "decoder":
+        values |= {"discriminator": "!include:demo/discriminator.yaml", "lr": 0.001}
+    else:
+        values |= {"hidden_dims": "[24, 16, 16]", "lr": 0.005}
+    words = [f"--{key}={value}" for key, value in (values | overrides).items()]
+    return [str(HPARAMS / STAGES[stage][1]), "--noprogressbar", "--device=cpu", *words]
+
+
+def train(stage: str, corpus: Path, output: Path, **overrides) -> dict:
+    """Run a stage to its end; content of its metrics.json."""
+    return run_experiment(STAGES[stage][0], options(stage, corpus, output, **overrides))
+
+
+def build(stage: str, corpus: Path, output: Path, **overrides) -> Experiment:
+    """Make a stage's Brain and loaders, up to the first batch."""
+    return build_experiment(STAGES[stage][0], options(stage, corpus, output, **overrides))
+
+
+def steps_of(run: Path) -> list[dict]:
+    """Read the logged steps of a run folder."""
+    return [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]

@@ -1,0 +1,77 @@
+"""The README's commands and code are true."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import ruamel.yaml
+
+from recipes.common.experiment import config_hash, parse_command_line
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+TRAINING = [line for line in COMMANDS if line.startswith("python train_")]
+MODULES = [line for line in COMMANDS if line.startswith("python -m ")]
+
+
+def test_every_command_is_of_a_known_kind():
+    assert len(TRAINING) >= 5 and len(MODULES) >= 3
+    others = set(COMMANDS) - set(TRAINING) - set(MODULES)
+    assert {line.split("#")[0].strip() for line in others} == {"make demo", "make test"}
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_training_command_is_accepted(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _, script, *argv = shlex.split(command)
+    assert Path(script).is_file()
+    param_file, _, overrides = parse_command_line(argv)
+    yaml = ruamel.yaml.YAML()
+    keys = set(yaml.load(Path(param_file).read_text(encoding="utf-8")))
+    assert set(yaml.load(overrides)) <= keys
+    assert config_hash(param_file, overrides)  # resolves every include
+
+
+@pytest.mark.parametrize("command", MODULES)
+def test_module_command_names_options_that_exist(command):
+    _, _, module, *argv = shlex.split(command)
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    folder = Path(spec.origin).parent
+    sources = [Path(spec.origin), folder / "__main__.py"]
+    source = "".join(path.read_text(encoding="utf-8") for path in sources if path.is_file())
+    for option in (word for word in argv if word.startswith("--")):
+        assert f'"{option}"' in source, option
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_python_example_runs(codec_folder, corpus, tmp_path, monkeypatch, capsys):
+    shutil.copytree(codec_folder, tmp_path / "codec")
+    speech = next(corpus.glob("test-clean/*/*/*.wav"))
+    shutil.copy(speech, tmp_path / "speech.wav")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 1
+    exec(compile(blocks[0], "README.md", "exec"), {})
+    assert re.fullmatch(r"\d+ tokens, 650 bit/s\n", capsys.readouterr().out)
+
+
+def test_files_that_the_readme_names_exist():
+    for path in re.findall(r"`((?:hparams|focalcodec|recipes|tools|tests)/[\w./]*)`", README):
+        assert (ROOT / path).exists(), path
+    for block in re.findall(r"`(\w+/\w+\.yaml)`", README):
+        assert (ROOT / "hparams" / block).is_file(), block
