@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from focalcodec.masking import masked_mean
 from recipes.common.brain import CodecBrain, Update
-from recipes.common.checkpoints import load_parameters
+from recipes.common.code_usage import CodeUsage
 from recipes.common.experiment import run_experiment
-from recipes.common.metrics import CodeUsage
+from recipes.common.weights import load_parameters
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from focalcodec.masking import check_mask, zero_padding
+
 
 class Compressor(nn.Module):
     """Feats to unnormalized lats: focal downscaling layers, then a projection to ``output_dim``.
@@ -94,7 +96,7 @@ class Compressor(nn.Module):
             mask = None if mask is None else mask[:, :: layer["downscale"].factor]
             x = layer["focal_block"](x, mask=mask)
         x = self.out_proj(F.dropout(x, self.dropout, self.training))
-        return _zero_padding(x, mask=mask)
+        return zero_padding(x, mask=mask)
 
 
 class Decompressor(nn.Module):
@@ -159,8 +161,8 @@ class Decompressor(nn.Module):
         ValueError : if a shape or the type of ``mask`` does not fit.
         """
         _check_input(codes, dim=self.input_dim, mask=mask, name="codes")
-        x = self.in_proj(_zero_padding(codes, mask=mask))
-        x = _zero_padding(F.dropout(x, self.dropout, self.training), mask=mask)
+        x = self.in_proj(zero_padding(codes, mask=mask))
+        x = zero_padding(F.dropout(x, self.dropout, self.training), mask=mask)
         for layer in self.layers:
             x = layer["focal_block"](x, mask=mask)
             x = layer["upscale"](x, mask=mask)
@@ -240,7 +242,7 @@ class FocalBlock(nn.Module):
         else:
             fed = self.feed_forward(self.feed_forward_norm(x))
         x = x + (fed if self.layer_scale is None else self.feed_forward_gamma * fed)
-        return _zero_padding(x, mask=mask)
+        return zero_padding(x, mask=mask)
 
 
 class FocalModulation(nn.Module):
@@ -302,7 +304,7 @@ class FocalModulation(nn.Module):
         query, context, gates = self.in_proj(x).split([self.dim, self.dim, self.level + 1], dim=-1)
         modulator = None
         for i, layer in enumerate(self.layers):
-            context = layer(_zero_padding(context, mask=mask))
+            context = layer(zero_padding(context, mask=mask))
             gated = context * gates[..., i : i + 1]
             modulator = gated if modulator is None else modulator + gated
         modulator = modulator + F.gelu(_average(context, mask=mask)) * gates[..., -1:]
@@ -310,7 +312,7 @@ class FocalModulation(nn.Module):
             modulator = modulator / (self.level + 1)
         modulator = F.linear(modulator, self.context_proj.weight[..., 0], self.context_proj.bias)
         x = self.out_proj(self.norm(query * modulator))
-        return _zero_padding(F.dropout(x, self.dropout, self.training), mask=mask)
+        return zero_padding(F.dropout(x, self.dropout, self.training), mask=mask)
 
 
 class FeedForward(nn.Module):
@@ -357,7 +359,7 @@ class DownScale(nn.Module):
         so only for factors 1 and 2 and loses frames at 3
         (test_focalnet.py::test_downscale_keeps_the_last_frames).
         """
-        x = _zero_padding(x, mask=mask)
+        x = zero_padding(x, mask=mask)
         if self.factor > 1:
             x = F.pad(x, (0, 0, 0, -x.shape[1] % self.factor))
         # A convolution whose stride is its kernel size is one linear map of joined frames.
@@ -365,7 +367,7 @@ class DownScale(nn.Module):
         weight = self.downscale.weight.transpose(1, 2).reshape(self.output_dim, -1)
         x = F.linear(x, weight, self.downscale.bias)
         x = self.activation(x.transpose(1, 2)).transpose(1, 2)
-        return _zero_padding(x, mask=None if mask is None else mask[:, :: self.factor])
+        return zero_padding(x, mask=None if mask is None else mask[:, :: self.factor])
 
 
 class UpScale(nn.Module):
@@ -393,7 +395,7 @@ class UpScale(nn.Module):
         x = self.activation(x.transpose(1, 2)).transpose(1, 2)
         weight = self.upscale.weight.permute(2, 1, 0).flatten(0, 1)
         x = F.linear(x, weight, self.upscale.bias.repeat(self.factor))
-        return _zero_padding(x, mask=mask).reshape(x.shape[0], -1, self.output_dim)
+        return zero_padding(x, mask=mask).reshape(x.shape[0], -1, self.output_dim)
 
 
 class Snake(nn.Module):
@@ -445,17 +447,12 @@ class _DepthwiseConv(nn.Conv1d):
         return super().forward(x).transpose(1, 2)
 
 
-def _zero_padding(x: Tensor, *, mask: Tensor | None) -> Tensor:
-    # Filled, not multiplied: padding may hold NaN.
-    return x if mask is None else x.masked_fill(~mask[..., None], 0)
-
-
 def _average(x: Tensor, *, mask: Tensor | None) -> Tensor:
     """(B, N, C) to (B, 1, C): mean over real frames, accumulated in float32 at least."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     if mask is None:
         return x.mean(dim=1, keepdim=True, dtype=dtype).to(x.dtype)
-    total = _zero_padding(x, mask=mask).sum(dim=1, keepdim=True, dtype=dtype)
+    total = zero_padding(x, mask=mask).sum(dim=1, keepdim=True, dtype=dtype)
     count = mask.sum(dim=1).clamp(min=1)  # an item without real frames gives 0, not NaN
     return (total / count[:, None, None]).to(x.dtype)
 
@@ -475,8 +472,4 @@ def _check_input(x: Tensor, *, dim: int, mask: Tensor | None, name: str) -> None
         raise ValueError(
             f"{name} must be (batch, at least 1 frame, {dim} channels), got {tuple(x.shape)}"
         )
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
-        raise ValueError(
-            f"mask must be bool of shape {tuple(x.shape[:2])} like {name}, "
-            f"got {mask.dtype} of shape {tuple(mask.shape)}"
-        )
+    check_mask(mask, like=x, name=name)

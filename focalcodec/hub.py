@@ -1,19 +1,11 @@
 """Codecs and encoder weights on disk and on the Hugging Face hub.
 
-A codec is a folder with ``config.json`` (constructor arguments of its five parts) and
-``model.safetensors`` (their weights). Both follow the layout of the published checkpoints of
-lucadellalib/focalcodec, v0.0.2, whose names and keys are translated here and nowhere else::
-
-    {"encoder_name": "WavLM", "encoder_config": {...}, "compressor_name": "FocalEncoder", ...}
-
-What that layout has no words for is written under keys of ours (``mixer_name``, ``mixer_config``,
-``activation_name``, ``activation_config``). A configuration comes from strangers: the names in it
-select from the tables below and never import anything, and weights are safetensors, or pickles read
-with ``weights_only``.
+A codec is a folder with ``config.json`` (what its five parts are, see ``config.py``) and
+``model.safetensors`` (their weights), as published for lucadellalib/focalcodec, v0.0.2. Weights are
+safetensors, or pickles read with ``weights_only``.
 """
 
 import functools
-import inspect
 import json
 import os
 import re
@@ -25,69 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from focalcodec.focalnet import Compressor, Decompressor, FocalBlock, LeakyReLU, Snake
-from focalcodec.logmel import LogMel
-from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
-from focalcodec.vocos import Vocos
-from focalcodec.wavlm import WavLM, state_dict_from_transformers
+from focalcodec.config import PARTS, build_parts, check_encoder_config, describe_parts
+from focalcodec.wavlm import state_dict_from_transformers
 
 Source = str | os.PathLike[str]
 
-# Part -> name in config.json -> class. A new module is usable in checkpoints once it stands here.
-_PARTS: dict[str, dict[str, type[nn.Module]]] = {
-    "encoder": {"WavLM": WavLM, "LogMel": LogMel},
-    "compressor": {"FocalEncoder": Compressor},
-    "quantizer": {
-        "BinarySphericalQuantizer": BinarySphericalQuantizer,
-        "LookupFreeQuantizer": LookupFreeQuantizer,
-    },
-    "decompressor": {"FocalDecoder": Decompressor},
-    "decoder": {"Vocos": Vocos},
-}
-_FACTORIES: dict[str, dict[str, type[nn.Module]]] = {
-    "mixer": {"FocalBlock": FocalBlock},
-    "activation": {"Snake": Snake, "LeakyReLU": LeakyReLU},
-}
-# Published keys that do nothing in full-context modules, or select one of several implementations
-# of the same arithmetic.
-_WITHOUT_EFFECT = {
-    WavLM: {"max_cached_steps", "window_size", "lookahead_size", "use_flex_attention"},
-    Compressor: {"tanhscale_init", "window_size"},
-    Decompressor: {"tanhscale_init", "window_size", "last_window_size", "lookahead_size"},
-}
-# Published flat keys of the focal blocks -> our argument of FocalBlock, with the published
-# defaults.
-_FOCAL_KEYS = {
-    "focal_window": ("window", 14),
-    "focal_level": ("level", 2),
-    "focal_factor": ("factor", 4),
-    "use_post_norm": ("post_norm", False),
-    "normalize_modulator": ("normalize_modulator", False),
-}
-_LAYERSCALE_INIT = 1e-4  # published default
-# config.json of transformers -> attribute of our WavLM, for sizes that two models must share to
-# share weights.
-_TRANSFORMERS_KEYS = {
-    "hidden_size": "dim",
-    "intermediate_size": "ffn_dim",
-    "num_attention_heads": "num_heads",
-    "num_buckets": "num_buckets",
-    "max_bucket_distance": "max_distance",
-    "num_conv_pos_embeddings": "conv_pos",
-    "num_conv_pos_embedding_groups": "conv_pos_groups",
-    "conv_dim": "hidden_dims",
-    "conv_kernel": "kernel_sizes",
-    "conv_stride": "strides",
-}
-# What our WavLM computes; a transformers model with another value is another arithmetic.
-_TRANSFORMERS_CHOICES = {
-    "model_type": "wavlm",
-    "do_stable_layer_norm": True,
-    "feat_extract_norm": "layer",
-    "conv_bias": False,
-    "hidden_act": "gelu",
-    "feat_extract_activation": "gelu",
-}
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _CODEC_WEIGHTS = (_WEIGHTS, "model.pt")
@@ -124,13 +58,8 @@ def load_parts(
     """
     config_path, weights_path = _codec_files(source, revision=revision, cache_dir=cache_dir)
     config = _read_json(config_path)
-    known = {f"{part}_{field}" for part in _PARTS for field in ("name", "config")}
-    if unknown := sorted(set(config) - known):
-        raise ValueError(
-            f"{config_path} has the unknown key {unknown[0]!r}, not one of {_list(known)}"
-        )
-    parts = {part: _build_part(part, config, where=config_path) for part in _PARTS}
-    _load_strict(nn.ModuleDict(parts), _read_state(weights_path), where=weights_path)
+    parts = build_parts(config, where=config_path)
+    load_strict(nn.ModuleDict(parts), _read_state(weights_path), where=weights_path)
     return parts
 
 
@@ -147,14 +76,12 @@ def save_parts(parts: Mapping[str, nn.Module], folder: Source) -> None:
 
     Raises
     ------
-    ValueError : if a part is of a class that the tables of this file do not hold.
+    ValueError : if a part is of a class that config.json has no name for.
     """
     from safetensors.torch import save_file
 
-    config: dict[str, Any] = {}
-    for part in _PARTS:
-        config[f"{part}_name"], config[f"{part}_config"] = _describe_part(part, parts[part])
-    state = nn.ModuleDict({part: parts[part] for part in _PARTS}).state_dict()
+    config = describe_parts(parts)
+    state = nn.ModuleDict({part: parts[part] for part in PARTS}).state_dict()
     state = {key: state[key].detach().cpu().contiguous() for key in sorted(state)}
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,18 +119,51 @@ def load_encoder_weights(
     if path.is_file() and path.suffix != ".json":
         state = _read_state(path)
     elif path.is_file():
-        _check_encoder_config(encoder, _read_json(path), where=source)
+        check_encoder_config(encoder, _read_json(path), where=source)
         state = _read_state(_weights_beside(path))
     else:
         find = functools.partial(_find, source, revision=revision, cache_dir=cache_dir)
-        _check_encoder_config(encoder, _read_json(find([_CONFIG])), where=source)
+        check_encoder_config(encoder, _read_json(find([_CONFIG])), where=source)
         state = _read_shards(find([*_TRANSFORMERS_WEIGHTS, "model.pt"]), find=find)
-    _load_strict(encoder, _encoder_state(encoder, state, where=source), where=source)
+    load_strict(encoder, _encoder_state(encoder, state, where=source), where=source)
 
 
-def constructor_arguments(module: nn.Module) -> dict[str, Any]:
-    """Arguments that make a module like this one, read from its attributes of the same names."""
-    return {name: getattr(module, name) for name in _parameters(type(module))}
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, where: Source) -> None:
+    """Load weights into a module, in place; nothing may be missing, left over or of another shape.
+
+    A module that refuses the weights keeps those it has.
+
+    Parameters
+    ----------
+    module : module to fill.
+    state : weights by name, as of ``module.state_dict()``.
+    where : where they come from; every message names it.
+
+    Raises
+    ------
+    ValueError : if the weights do not fit exactly.
+    """
+    if not _is_state(state):
+        raise ValueError(f"{where} does not fit: it is not a state dict of tensors")
+    own = module.state_dict()
+    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing:
+        raise ValueError(
+            f"{where} does not fit: it lacks {len(missing)} of {len(own)} weights, "
+            f"the first is {missing[0]}"
+        )
+    if unexpected:
+        raise ValueError(
+            f"{where} does not fit: it has {len(unexpected)} weights with no place, "
+            f"the first is {unexpected[0]}"
+        )
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise ValueError(
+                f"{where} does not fit: it has {key} of shape {tuple(value.shape)}, "
+                f"but the configuration asks for {tuple(own[key].shape)}"
+            )
+    module.load_state_dict(state)
 
 
 # Where files are
@@ -311,9 +271,13 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is damaged or not a file of weights: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not _is_state(state):
         raise ValueError(f"{path} is not a state dict of tensors")
     return state
+
+
+def _is_state(state: Any) -> bool:
+    return isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
 
 
 def _read_shards(path: Path, *, find: Callable[[list[str]], Path]) -> dict[str, Tensor]:
@@ -344,169 +308,7 @@ def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-# Parts from configurations, configurations from parts
-
-
-def _build_part(part: str, config: Mapping[str, Any], *, where: Path) -> nn.Module:
-    name_key, config_key = f"{part}_name", f"{part}_config"
-    if name_key not in config:
-        raise ValueError(f"{where} lacks the key {name_key!r}")
-    arguments = config.get(config_key, {})
-    if not isinstance(arguments, dict):
-        raise ValueError(f"{config_key} of {where} must be a JSON object, got {arguments!r}")
-    cls = _select(_PARTS[part], config[name_key], key=name_key, where=where)
-    arguments = {k: v for k, v in arguments.items() if k not in _WITHOUT_EFFECT.get(cls, ())}
-    if arguments.pop("causal", False):
-        raise ValueError(
-            f"{config_key}.causal of {where} is true, but {cls.__name__} has full context only"
-        )
-    if cls in (Compressor, Decompressor):
-        arguments = _focal_from_published(arguments, key=config_key, where=where)
-    elif cls is BinarySphericalQuantizer:
-        arguments = _bsq_from_published(arguments, key=config_key, where=where)
-    return _construct(cls, arguments, key=config_key, where=where)
-
-
-def _describe_part(part: str, module: nn.Module) -> tuple[str, dict[str, Any]]:
-    """Name and constructor arguments in the words of the published layout."""
-    cls = type(module)
-    name = _name_of(_PARTS[part], cls, what=part)
-    arguments = constructor_arguments(module)
-    if cls in (Compressor, Decompressor):
-        arguments = _focal_to_published(arguments)
-    elif cls is BinarySphericalQuantizer:
-        arguments = {"codebook_size": module.codebook_size}
-    if part != "quantizer" and cls is not LogMel:
-        arguments["causal"] = False
-    return name, {key: _plain(value) for key, value in arguments.items()}
-
-
-def _focal_from_published(arguments: dict[str, Any], *, key: str, where: Path) -> dict[str, Any]:
-    """Factories from the flat keys of the published layout, or from ours where these stand."""
-    arguments = dict(arguments)
-    flat = {ours: arguments.pop(theirs, default) for theirs, (ours, default) in _FOCAL_KEYS.items()}
-    scale = arguments.pop("layerscale_init", _LAYERSCALE_INIT)
-    flat["layer_scale"] = scale if arguments.pop("use_layerscale", False) else None
-    flat["dropout"] = arguments.get("dropout", 0.0)
-    for kind, cls, settings in (("mixer", FocalBlock, flat), ("activation", Snake, {})):
-        if f"{kind}_name" in arguments:
-            name = arguments.pop(f"{kind}_name")
-            cls = _select(_FACTORIES[kind], name, key=f"{key}.{kind}_name", where=where)
-            settings = arguments.pop(f"{kind}_config", {})
-        _check_keys(settings, _parameters(cls), key=f"{key}.{kind}_config", where=where)
-        arguments[kind] = functools.partial(cls, **settings)
-    return arguments
-
-
-def _focal_to_published(arguments: dict[str, Any]) -> dict[str, Any]:
-    mixer, mixer_config = _describe_factory(arguments.pop("mixer"), kind="mixer")
-    activation, activation_config = _describe_factory(
-        arguments.pop("activation"), kind="activation"
-    )
-    beyond = {"ffn_ratio": 4, "dropout": arguments["dropout"]}
-    if mixer == "FocalBlock" and beyond.items() <= mixer_config.items():
-        scale = mixer_config["layer_scale"]
-        arguments |= {theirs: mixer_config[ours] for theirs, (ours, _) in _FOCAL_KEYS.items()}
-        arguments["use_layerscale"] = scale is not None
-        arguments["layerscale_init"] = _LAYERSCALE_INIT if scale is None else scale
-    else:
-        arguments |= {"mixer_name": mixer, "mixer_config": mixer_config}
-    if activation != "Snake":
-        arguments |= {"activation_name": activation, "activation_config": activation_config}
-    return arguments
-
-
-def _describe_factory(factory: Callable[[int], nn.Module], *, kind: str) -> tuple[str, dict]:
-    """Name and all arguments but the first (``dim``) of a class or of a partial of one."""
-    cls, given = factory, {}
-    if isinstance(factory, functools.partial):
-        cls, given = factory.func, factory.keywords
-        if factory.args:
-            raise ValueError(f"{kind} {factory} has positional arguments; give them by name")
-    name = _name_of(_FACTORIES[kind], cls, what=kind)
-    defaults = {key: p.default for key, p in list(_parameters(cls).items())[1:]}
-    return name, {key: _plain(value) for key, value in (defaults | given).items()}
-
-
-def _bsq_from_published(arguments: dict[str, Any], *, key: str, where: Path) -> dict[str, Any]:
-    _check_keys(arguments, ["codebook_size"], key=key, where=where)
-    size = arguments.get("codebook_size")
-    if not isinstance(size, int) or size < 2 or size & (size - 1):
-        raise ValueError(f"{key}.codebook_size of {where} must be a power of 2, got {size!r}")
-    return {"code_dim": size.bit_length() - 1}
-
-
-def _construct(
-    cls: type[nn.Module], arguments: dict[str, Any], *, key: str, where: Path
-) -> nn.Module:
-    _check_keys(arguments, _parameters(cls), key=key, where=where)
-    try:
-        return cls(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{key} of {where} does not make a {cls.__name__}: {error}") from error
-
-
-def _check_keys(arguments: Any, known: Iterable[str], *, key: str, where: Path) -> None:
-    if not isinstance(arguments, dict):
-        raise ValueError(f"{key} of {where} must be a JSON object, got {arguments!r}")
-    if unknown := sorted(set(arguments) - set(known)):
-        raise ValueError(
-            f"{key} of {where} has the unknown key {unknown[0]!r}; known are {_list(known)}"
-        )
-
-
-def _parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(cls).parameters)
-
-
-def _select(
-    table: Mapping[str, type[nn.Module]], name: Any, *, key: str, where: Path
-) -> type[nn.Module]:
-    if not isinstance(name, str) or name not in table:
-        raise ValueError(f"{key} of {where} is {name!r}; known are {_list(table)}")
-    return table[name]
-
-
-def _name_of(table: Mapping[str, type[nn.Module]], cls: Any, *, what: str) -> str:
-    for name, known in table.items():
-        if cls is known:
-            return name
-    raise ValueError(
-        f"{what} is {cls!r}, which checkpoints have no name for; "
-        f"known are {_list(known.__name__ for known in table.values())}"
-    )
-
-
-def _plain(value: Any) -> Any:
-    """JSON value of a constructor argument."""
-    return list(value) if isinstance(value, tuple | list) else value
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
-
-
-# Weights into modules
-
-
-def _load_strict(module: nn.Module, state: Mapping[str, Tensor], *, where: Source) -> None:
-    own = module.state_dict()
-    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    if missing:
-        raise ValueError(
-            f"{where} lacks {len(missing)} of {len(own)} weights, the first is {missing[0]}"
-        )
-    if unexpected:
-        raise ValueError(
-            f"{where} has {len(unexpected)} weights with no place, the first is {unexpected[0]}"
-        )
-    for key, value in state.items():
-        if value.shape != own[key].shape:
-            raise ValueError(
-                f"{where} has {key} of shape {tuple(value.shape)}, but the configuration asks for "
-                f"{tuple(own[key].shape)}"
-            )
-    module.load_state_dict(state)
+# Names of an encoder's weights
 
 
 def _encoder_state(
@@ -527,39 +329,3 @@ def _encoder_state(
 def _is_deeper(key: str, encoder: nn.Module) -> bool:
     layer = re.match(r"encoder\.layers\.(\d+)\.", key)
     return layer is not None and int(layer[1]) >= encoder.num_layers
-
-
-def _check_encoder_config(encoder: nn.Module, config: Mapping[str, Any], *, where: Source) -> None:
-    """Compare what weights do not show (strides, heads, distances) beside what they do."""
-    if "encoder_config" in config:
-        cls = _select(
-            _PARTS["encoder"], config.get("encoder_name"), key="encoder_name", where=where
-        )
-        if not isinstance(encoder, cls):
-            raise ValueError(
-                f"encoder of {where} is a {cls.__name__}, not a {type(encoder).__name__}"
-            )
-        theirs = config["encoder_config"]
-        if theirs.get("causal", False):
-            raise ValueError(f"encoder of {where} is causal, {cls.__name__} has full context")
-        names = {key: key for key in _parameters(cls) if key not in ("dropout", "num_layers")}
-        depth = "num_layers"
-    else:
-        for key, needed in _TRANSFORMERS_CHOICES.items():
-            if config.get(key, needed) != needed:
-                raise ValueError(
-                    f"{where} has {key} {config[key]!r} in {_CONFIG}, "
-                    f"{type(encoder).__name__} needs {needed!r}"
-                )
-        theirs, names, depth = config, _TRANSFORMERS_KEYS, "num_hidden_layers"
-    for key, name in names.items():
-        ours = _plain(getattr(encoder, name))
-        if key in theirs and theirs[key] != ours:
-            raise ValueError(
-                f"{where} has {key} {theirs[key]}, but encoder.{name} is {ours}; "
-                f"set encoder.{name} to {theirs[key]}"
-            )
-    if theirs.get(depth, encoder.num_layers) < encoder.num_layers:
-        raise ValueError(
-            f"{where} has {theirs[depth]} layers, but encoder.num_layers is {encoder.num_layers}"
-        )

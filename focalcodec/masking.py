@@ -1,7 +1,7 @@
 """Masks of real frames: the one place that turns relative lengths into absolute counts and masks.
 
-Every batch is padded on the right, so a mask is a run of True followed by a run of False. ``None`` in place of ``lens`` or
-``mask`` means that nothing is padded.
+Every batch is padded on the right, so a mask is a run of True followed by a run of False. ``None``
+in place of ``lens`` or ``mask`` means that nothing is padded.
 """
 
 import torch
@@ -18,8 +18,8 @@ def num_valid(lens: Tensor, size: int) -> Tensor:
 
     Returns
     -------
-    (B,) int64, in [1, size]. Rounded, not rounded up: a relative length is a quotient of two integers, and rounding
-    inverts it exactly where rounding up would often add a frame.
+    (B,) int64, in [1, size]. Rounded, not rounded up: a relative length is a quotient of two
+    integers, and rounding inverts it exactly where rounding up would often add a frame.
     """
     # float32 holds quotients of lengths up to 2**24 exactly enough; longer signals need float64.
     return (lens.double() * size).round().long().clamp(1, size)
@@ -28,6 +28,42 @@ def num_valid(lens: Tensor, size: int) -> Tensor:
 def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
     """(B, size) bool mask, True for the first ``lengths[b]`` positions of row ``b``."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def check_mask(mask: Tensor | None, *, like: Tensor, name: str) -> None:
+    """Refuse a mask that does not fit a sequence.
+
+    Parameters
+    ----------
+    mask : (B, N) bool, True for real frames; None fits everything.
+    like : (B, N, ...) sequence that it belongs to.
+    name : what the message calls the sequence.
+
+    Raises
+    ------
+    ValueError : if the type is not bool or the shape is another.
+    """
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != like.shape[:2]):
+        raise ValueError(
+            f"mask must be bool of shape {tuple(like.shape[:2])} like {name}, "
+            f"got {mask.dtype} of shape {tuple(mask.shape)}"
+        )
+
+
+def zero_padding(x: Tensor, *, mask: Tensor | None) -> Tensor:
+    """Set padded frames to 0, whatever they hold.
+
+    Parameters
+    ----------
+    x : (B, N, C) values.
+    mask : (B, N) bool, True for real frames; None for all.
+
+    Returns
+    -------
+    (B, N, C); its gradient at padded frames is 0.
+    """
+    # Filled, not multiplied: padding may hold NaN.
+    return x if mask is None else x.masked_fill(~mask[..., None], 0)
 
 
 def masked_mean(x: Tensor, *, mask: Tensor | None = None) -> Tensor:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from focalcodec.masking import check_mask, zero_padding
+
 NORM_EPS = 1e-6
 MAX_MAGNITUDE = 100.0
 
@@ -92,11 +94,7 @@ class Vocos(nn.Module):
                 f"feats must be (batch, at least 1 frame, {self.input_dim} channels), "
                 f"got {tuple(feats.shape)}"
             )
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != feats.shape[:2]):
-            raise ValueError(
-                f"mask must be bool of shape {tuple(feats.shape[:2])} like feats, "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
+        check_mask(mask, like=feats, name="feats")
         return self.head(self.backbone(feats, mask=mask), mask=mask)
 
 
@@ -149,7 +147,7 @@ class ConvNeXt(nn.Module):
 
         Where ``mask`` (B, N) is False the input enters nothing and the result means nothing.
         """
-        x = _zero_padding(x, mask=mask)
+        x = zero_padding(x, mask=mask)
         x = self.embedding(x.transpose(1, 2)).transpose(1, 2)
         x = self.input_norm(x)
         for layer in self.layers:
@@ -184,7 +182,7 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """(B, N, dim) to (B, N, dim); frames where ``mask`` is False do not reach the others."""
-        branch = _zero_padding(x, mask=mask).transpose(1, 2)  # (B, dim, N)
+        branch = zero_padding(x, mask=mask).transpose(1, 2)  # (B, dim, N)
         branch = self.norm(self.dwconv(branch).transpose(1, 2))
         branch = self.pwconv2(F.gelu(self.pwconv1(branch)))
         return x + self.gamma * branch
@@ -254,8 +252,8 @@ def istft(spec: Tensor, *, window: Tensor, hop_length: int, mask: Tensor | None 
     frames = torch.fft.irfft(spec, n=n_fft) * window
     weights = window.square().expand(1, num_frames, n_fft)
     if mask is not None:
-        frames = _zero_padding(frames, mask=mask)
-        weights = _zero_padding(weights, mask=mask)
+        frames = zero_padding(frames, mask=mask)
+        weights = zero_padding(weights, mask=mask)
     start = (n_fft - hop_length) // 2
     stop = start + num_frames * hop_length
     sig = _overlap_add(frames, hop_length=hop_length)[:, start:stop]
@@ -274,8 +272,3 @@ def _overlap_add(frames: Tensor, *, hop_length: int) -> Tensor:
     # Slices instead of F.fold: no length is fixed when the model is exported.
     shifted = [F.pad(hops[:, :, i], (0, 0, i, num_hops - 1 - i)) for i in range(num_hops)]
     return torch.stack(shifted).sum(dim=0).flatten(1)
-
-
-def _zero_padding(x: Tensor, *, mask: Tensor | None) -> Tensor:
-    # Filled, not multiplied: padding may hold NaN.
-    return x if mask is None else x.masked_fill(~mask[..., None], 0)

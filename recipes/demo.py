@@ -24,9 +24,10 @@ import torch
 
 from focalcodec import FocalCodec
 from recipes.common import dataio
-from recipes.common.metrics import CodeUsage
+from recipes.common.code_usage import CodeUsage
+from recipes.common.files import write_json
 from recipes.common.plots import plot_losses, plot_mels, read_steps
-from recipes.common.run_folder import git_state, write_json
+from recipes.common.run_folder import git_state
 from recipes.corpora import synthetic
 from recipes.export import export
 
@@ -126,7 +127,8 @@ def use(output: Path, corpus: Path) -> dict[str, Any]:
     manifest = json.loads((output / "quantizer" / "test.json").read_text(encoding="utf-8"))
     usage, seconds, elapsed = CodeUsage(codec.codebook_size), 0.0, {"encode": 0.0, "decode": 0.0}
     signals: dict[str, torch.Tensor] = {}
-    for entry in manifest.values():
+    shown = sorted(manifest, key=lambda name: manifest[name]["duration"])[len(manifest) // 2]
+    for name, entry in manifest.items():
         path = entry["wav"].format(data_root=corpus)
         ref_sig = dataio.load_sig(path, sample_rate=codec.sample_rate)
         with torch.inference_mode():
@@ -135,7 +137,7 @@ def use(output: Path, corpus: Path) -> dict[str, Any]:
             middle = time.perf_counter()
             hyp_sig = codec.toks_to_sig(toks, num_samples=len(ref_sig))[0]
             end = time.perf_counter()
-            if not signals:
+            if name == shown:
                 rec_sig = codec.feats_to_sig(codec.sig_to_feats(ref_sig[None]))[0, : len(ref_sig)]
                 signals = {"reference": ref_sig, "features": rec_sig, "tokens": hyp_sig}
         usage.append(toks)
@@ -193,6 +195,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
+    logging.getLogger("speechbrain").setLevel(logging.WARNING)
     arguments.output.mkdir(parents=True, exist_ok=True)
     steps = {"decoder": arguments.decoder_steps, "quantizer": arguments.quantizer_steps}
     metrics = run(arguments.output, steps=steps, utterances=arguments.utterances)

@@ -17,9 +17,9 @@ from typing import Any
 from hyperpyyaml import load_hyperpyyaml
 
 from focalcodec import FocalCodec
-from recipes.common.checkpoints import load_parameters
 from recipes.common.experiment import fingerprint, load_encoder
 from recipes.common.run_folder import read_description
+from recipes.common.weights import load_parameters
 
 logger = logging.getLogger(__name__)
 

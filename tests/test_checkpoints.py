@@ -1,4 +1,4 @@
-"""Checkpoints survive kills, full disks and plain copies; random states are restored exactly."""
+"""Checkpoints survive kills, full disks and plain copies."""
 
 import functools
 import multiprocessing
@@ -19,7 +19,8 @@ from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, registe
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from recipes.common import checkpoints
-from recipes.common.checkpoints import AtomicCheckpointer, RandomState
+from recipes.common.checkpoints import AtomicCheckpointer
+from recipes.common.random_state import RandomState
 
 # Children are forked from a server that has imported the slow modules once and has no threads.
 FORK = multiprocessing.get_context("forkserver")
@@ -498,53 +499,6 @@ def test_end_of_epoch_reaches_the_loaders(tmp_path, end_of_epoch, epoch):
     assert counter.current == epoch
 
 
-# Random states
-
-
-def draws():
-    return [
-        torch.rand(3).tolist(),
-        np.random.standard_normal(3).tolist(),
-        [random.gauss(0, 1), random.random()],
-    ]
-
-
-def test_random_states_are_restored_exactly(tmp_path):
-    np.random.standard_normal(), random.gauss(0, 1)  # both keep the second half of a pair
-    state = RandomState()
-    checkpointer = AtomicCheckpointer(tmp_path, {"random_state": state})
-    ckpt = checkpointer.save_checkpoint()
-    expected = draws()
-    torch.manual_seed(7), np.random.seed(7), random.seed(7)
-    checkpointer.recover_if_possible()
-    assert draws() == expected
-    torch.load(ckpt.paramfiles["random_state"], weights_only=True)
-
-
-@pytest.mark.gpu
-def test_cuda_random_states_are_restored_exactly(tmp_path):
-    torch.cuda.init()
-    checkpointer = AtomicCheckpointer(tmp_path, {"random_state": RandomState()})
-    checkpointer.save_checkpoint()
-    expected = torch.rand(3, device="cuda")
-    checkpointer.recover_if_possible()
-    assert torch.equal(torch.rand(3, device="cuda"), expected)
-
-
-def test_other_numbers_of_processes_or_gpus_are_warned_about(tmp_path, caplog):
-    state = RandomState()
-    state.save(tmp_path / "one")
-    (mine,) = torch.load(tmp_path / "one")
-    torch.save([mine, mine], tmp_path / "two")
-    state.load(tmp_path / "two", True)
-    assert "saved by 2 processes, now there are 1" in caplog.text
-    other_gpus = [torch.zeros(16, dtype=torch.uint8)] * (torch.cuda.device_count() + 1)
-    torch.save([{**mine, "cuda": other_gpus}], tmp_path / "gpus")
-    if not torch.cuda.is_available():
-        state.load(tmp_path / "gpus", True)
-        assert "saved with 1 GPUs and now there are 0" in caplog.text
-
-
 # With SpeechBrain's YAML, Brain and processes
 
 
@@ -556,7 +510,7 @@ def test_it_is_built_from_a_yaml_without_touching_the_disk(tmp_path):
             checkpoints_dir: {tmp_path}/save
             recoverables:
                 counter: !ref <counter>
-                random_state: !new:recipes.common.checkpoints.RandomState
+                random_state: !new:recipes.common.random_state.RandomState
     """)
     assert names(tmp_path) == []
     hparams["checkpointer"].config_hash = "aaaa"
@@ -602,6 +556,10 @@ def test_a_brain_killed_while_saving_resumes_to_the_same_result(tmp_path):
     resumed = fit_brain(tmp_path / "killed")
     torch.testing.assert_close(resumed, fit_brain(tmp_path / "whole"), rtol=0, atol=0)
     assert all(name.startswith("CKPT") for name in names(tmp_path / "killed"))
+
+
+def draws():
+    return [torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()]
 
 
 def distributed(rank, num, folder):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 
 from recipes.common import dataio
 from recipes.common.dataio import BadAudioError
+from recipes.common.manifests import SUBSETS, find_audio
 from recipes.corpora import folder, librispeech, libritts, synthetic
 
 LIMITS = {"min_duration_s": 0.05, "max_duration_s": 1.0}
@@ -215,7 +217,7 @@ def test_subsets_are_drawn_by_seed_alone(tts_root, tmp_path, monkeypatch):
     assert len(bad.splitlines()) == 3
     assert random.getstate() == state
     random.seed(2)
-    scan = dataio.os.scandir
+    scan = os.scandir
 
     class Backwards:
         def __init__(self, path):
@@ -228,7 +230,7 @@ def test_subsets_are_drawn_by_seed_alone(tts_root, tmp_path, monkeypatch):
         def __exit__(self, *error):
             return None
 
-    monkeypatch.setattr(dataio.os, "scandir", Backwards)
+    monkeypatch.setattr(os, "scandir", Backwards)
     assert drawn(5, seed=3) == (five, bad) and five == sorted(five) and len(five) == 5
     assert drawn(5, seed=4) != (five, bad)
     assert set(five) < set(drawn(8, seed=3)[0])
@@ -270,7 +272,7 @@ def own_root(tmp_path) -> Path:
 
 
 def speakers_and_ids(save: Path) -> list[tuple[set, set]]:
-    entries = [manifest(save, subset) for subset in dataio.SUBSETS]
+    entries = [manifest(save, subset) for subset in SUBSETS]
     return [({e["speaker"] for e in subset.values()}, set(subset)) for subset in entries]
 
 
@@ -353,7 +355,7 @@ def test_folder_says_which_argument_is_wrong(own_root, tmp_path, options, messag
 def test_links_are_followed_but_not_in_circles(own_root, tmp_path):
     (own_root / "s0" / "loop").symlink_to(own_root, target_is_directory=True)
     (tmp_path / "linked").symlink_to(own_root, target_is_directory=True)
-    assert len(dataio.find_audio(own_root)) == 30
+    assert len(find_audio(own_root)) == 30
     prepared = folder.prepare(tmp_path / "linked", tmp_path / "run", **LIMITS)
     assert sum(counts.utterances for counts in prepared) == 30
 
@@ -385,10 +387,7 @@ def test_synthetic_corpus_is_libritts_shaped_and_deterministic(tmp_path):
         max_duration_s=60,
     )
     assert [counts.speakers for counts in prepared] == [2, 1, 1]
-    assert (
-        len({e["speaker"] for s in dataio.SUBSETS for e in manifest(tmp_path / "run", s).values()})
-        == 4
-    )
+    assert len({e["speaker"] for s in SUBSETS for e in manifest(tmp_path / "run", s).values()}) == 4
 
     # What an interrupted call left is completed to the same bytes; what is there is kept.
     wavs[3].unlink()

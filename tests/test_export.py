@@ -10,8 +10,8 @@ import soundfile
 import torch
 
 from focalcodec import FocalCodec
-from recipes.common.checkpoints import load_parameters
 from recipes.common.dataio import load_sig
+from recipes.common.weights import load_parameters
 from recipes.export import export, main
 from tests.stages import build
 

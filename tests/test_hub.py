@@ -1,7 +1,6 @@
 """Checkpoints: round trips, published layouts, strictness, and encoder weights from elsewhere."""
 
 import filecmp
-import functools
 import json
 import pickle
 import shutil
@@ -13,8 +12,7 @@ from torch import nn
 from transformers import WavLMConfig, WavLMModel
 
 from focalcodec import FocalCodec, hub
-from focalcodec.focalnet import FocalBlock, LeakyReLU, Snake
-from focalcodec.quantizers import LookupFreeQuantizer
+from focalcodec.config import constructor_arguments
 from focalcodec.wavlm import WavLM
 
 GOLDEN_CASES = pytest.mark.parametrize(
@@ -78,75 +76,6 @@ def test_save_load_save_gives_the_same_bytes(folder, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == names  # no partial files are left
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     assert filecmp.cmpfiles(folder, tmp_path / "again", names, shallow=False)[0] == names
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        {"mixer": functools.partial(FocalBlock, window=5, level=1, factor=4, post_norm=True)},
-        {"mixer": FocalBlock, "activation": functools.partial(LeakyReLU, negative_slope=0.2)},
-        {"mixer": functools.partial(FocalBlock, ffn_ratio=2, dropout=0.1)},
-        {"activation": LeakyReLU},
-        {"mixer": functools.partial(FocalBlock, normalize_modulator=True, layer_scale=None)},
-    ],
-    ids=["flat", "leaky_relu", "ffn_ratio", "class", "normalized"],
-)
-def test_what_parts_are_made_of_survives(make_codec, tmp_path, parts):
-    codec = make_codec(**parts)
-    codec.save_pretrained(tmp_path)
-    loaded = FocalCodec.from_pretrained(tmp_path)
-    for ours, theirs in zip(codec.modules(), loaded.modules(), strict=True):
-        assert type(ours) is type(theirs)
-        if isinstance(ours, FocalBlock | LeakyReLU | Snake):
-            assert hub.constructor_arguments(ours) == hub.constructor_arguments(theirs)
-    sig = torch.randn(1, 3000)
-    assert torch.equal(codec.sig_to_toks(sig), loaded.sig_to_toks(sig))
-
-
-def test_another_quantizer_survives(make_codec, tmp_path):
-    codec = make_codec()
-    codec.quantizer = LookupFreeQuantizer(6)
-    codec.save_pretrained(tmp_path)
-    assert isinstance(FocalCodec.from_pretrained(tmp_path).quantizer, LookupFreeQuantizer)
-
-
-def test_saved_names_are_the_published_ones(folder):
-    config = json.loads((folder / "config.json").read_text())
-    assert [config[f"{part}_name"] for part in hub._PARTS] == [
-        "WavLM",
-        "FocalEncoder",
-        "BinarySphericalQuantizer",
-        "FocalDecoder",
-        "Vocos",
-    ]
-    assert config["quantizer_config"] == {"codebook_size": 64}
-    assert config["compressor_config"] == {
-        "input_dim": 16,
-        "output_dim": 6,
-        "hidden_dims": [12, 10, 8],
-        "downscale_factors": [2, 1, 1],
-        "dropout": 0.0,
-        "focal_window": 7,
-        "focal_level": 2,
-        "focal_factor": 2,
-        "use_post_norm": False,
-        "normalize_modulator": False,
-        "use_layerscale": True,
-        "layerscale_init": 0.3,
-        "causal": False,
-    }
-
-
-def test_what_has_no_name_is_not_saved(make_codec, tmp_path):
-    class Own(nn.Identity):
-        def __init__(self, dim):
-            super().__init__()
-
-    with pytest.raises(ValueError, match="activation is .*Own.*known are LeakyReLU, Snake"):
-        make_codec(activation=Own).save_pretrained(tmp_path / "codec")
-    with pytest.raises(ValueError, match="mixer is <function .*known are FocalBlock"):
-        make_codec(mixer=lambda dim: FocalBlock(dim)).save_pretrained(tmp_path / "codec")
-    assert not (tmp_path / "codec").exists()
 
 
 @GOLDEN_CASES
@@ -228,7 +157,7 @@ def test_a_hub_id_in_the_cache_needs_no_network(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", refuse)
     codec = FocalCodec.from_pretrained("someone/codec", cache_dir=tmp_path / "cache")
     assert codec.token_rate == 25.0
-    encoder = WavLM(**hub.constructor_arguments(codec.encoder))
+    encoder = WavLM(**constructor_arguments(codec.encoder))
     hub.load_encoder_weights(encoder, "someone/codec", cache_dir=tmp_path / "cache")
     assert not asked
 
@@ -260,51 +189,10 @@ def test_a_missing_file_is_named(folder, name):
 # Strictness
 
 
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda c: c.pop("encoder_name"), "lacks the key 'encoder_name'"),
-        (
-            lambda c: c.update(encoder_name="os.system"),
-            "encoder_name .*'os.system'; known are LogM",
-        ),
-        (lambda c: c.update(encoder_name=["WavLM"]), r"encoder_name .*\['WavLM'\]; known are LogM"),
-        (lambda c: c.update(decoder_name="WaveNeXt"), "decoder_name .*'WaveNeXt'; known are Vocos"),
-        (lambda c: c.update(extra=1), "unknown key 'extra'"),
-        (lambda c: c.update(encoder_config=3), "encoder_config .* must be a JSON object, got 3"),
-        (lambda c: c["encoder_config"].update(hops=3), "encoder_config .*unknown key 'hops'"),
-        (lambda c: c["encoder_config"].update(num_heads=3), "does not make a WavLM: dim must be"),
-        (
-            lambda c: c["compressor_config"].pop("input_dim"),
-            "does not make a Compressor.*input_dim",
-        ),
-        (lambda c: c["compressor_config"].update(causal=True), r"compressor_config\.causal .*true"),
-        (
-            lambda c: c["compressor_config"].update(focal=1),
-            "compressor_config .*unknown key 'focal'",
-        ),
-        (
-            lambda c: c["compressor_config"].update(mixer_name="torch.nn.Linear"),
-            "mixer_name .*Focal",
-        ),
-        (
-            lambda c: c["compressor_config"].update(mixer_name="FocalBlock", mixer_config={"k": 1}),
-            "compressor_config.mixer_config .*unknown key 'k'",
-        ),
-        (
-            lambda c: c["compressor_config"].update(mixer_name="FocalBlock", mixer_config=[]),
-            r"compressor_config.mixer_config .*must be a JSON object, got \[\]",
-        ),
-        (lambda c: c["quantizer_config"].update(codebook_size=1000), "power of 2, got 1000"),
-        (lambda c: c["quantizer_config"].update(codebook_size=True), "power of 2, got True"),
-        (lambda c: c["quantizer_config"].update(mask=1), "quantizer_config .*unknown key 'mask'"),
-    ],
-)
-def test_a_configuration_that_is_wrong_says_where(folder, edit, message):
-    edit_config(folder, edit)
-    with pytest.raises(ValueError, match=message) as error:
+def test_a_wrong_configuration_is_named_by_its_file(folder):
+    edit_config(folder, lambda config: config.update(extra=1))
+    with pytest.raises(ValueError, match=r"codec/config\.json has the unknown key 'extra'"):
         FocalCodec.from_pretrained(folder)
-    assert "\n" not in str(error.value) and "config.json" in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", ""])
@@ -337,6 +225,25 @@ def test_weights_that_do_not_fit_are_refused(folder, edit, message):
     with pytest.raises(ValueError, match=message) as error:
         FocalCodec.from_pretrained(folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"weight": torch.ones(2, 3)},
+        {"weight": torch.ones(2, 3), "bias": torch.ones(3)},
+        {"weight": torch.ones(2, 3), "bias": torch.ones(2), "gain": torch.ones(2)},
+        {"weight": torch.ones(2, 3), "bias": 1.0},
+        [torch.ones(2, 3), torch.ones(2)],
+    ],
+    ids=["missing", "shape", "left over", "number", "list"],
+)
+def test_a_module_that_refuses_weights_keeps_its_own(state):
+    module = nn.Linear(3, 2)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(ValueError, match=r"^there/some\.pt does not fit: it "):
+        hub.load_strict(module, state, where="there/some.pt")
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
 
 def test_damaged_weights_are_refused(folder):
@@ -475,35 +382,13 @@ def test_encoder_weights_of_golden_transformers_folder(shared):
             assert_near(encoder(io["single/sig"]), io["single/feats"])
 
 
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        ({"hidden_size": 32}, r"hidden_size 32, but encoder\.dim is 16; set encoder\.dim to 32"),
-        ({"num_attention_heads": 4}, r"num_attention_heads 4, but encoder\.num_heads is 2"),
-        ({"max_bucket_distance": 800}, r"max_bucket_distance 800, but encoder\.max_distance is 80"),
-        ({"conv_stride": [5, 2, 2, 2, 2, 2, 1]}, r"conv_stride .* but encoder\.strides is"),
-        ({"num_hidden_layers": 1}, r"has 1 layers, but encoder\.num_layers is 2"),
-        ({"model_type": "hubert"}, "model_type 'hubert' .* WavLM needs 'wavlm'"),
-        ({"do_stable_layer_norm": False}, "do_stable_layer_norm False"),
-        ({"feat_extract_norm": "group"}, "feat_extract_norm 'group'"),
-    ],
-)
-def test_a_transformers_model_of_another_kind_is_refused(
-    wavlm_folder, encoder, tmp_path, edit, message
-):
-    shutil.copytree(wavlm_folder, tmp_path / "source")
-    edit_config(tmp_path / "source", lambda config: config.update(edit))
-    with pytest.raises(ValueError, match=message):
-        hub.load_encoder_weights(encoder, tmp_path / "source")
-
-
 def test_another_encoder_is_refused(make_codec, folder, encoder, tmp_path):
     make_codec().save_pretrained(tmp_path / "logmel")
     with pytest.raises(ValueError, match="encoder of .* is a LogMel, not a WavLM"):
         hub.load_encoder_weights(encoder, tmp_path / "logmel")
     with pytest.raises(ValueError, match="LogMel has no weights to load"):
         hub.load_encoder_weights(make_codec().encoder, folder)
-    arguments = hub.constructor_arguments(encoder)
+    arguments = constructor_arguments(encoder)
     with pytest.raises(ValueError, match=r"has 2 layers, but encoder\.num_layers is 3"):
         hub.load_encoder_weights(WavLM(**arguments | {"num_layers": 3}), folder)
     with pytest.raises(ValueError, match=r"max_distance 80, but encoder\.max_distance is 90"):

@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BASE = {"focalcodec.masking", "focalcodec.streaming"}
 MODELS = {f"focalcodec.{name}" for name in ("wavlm", "logmel", "focalnet", "mixers", "vocos")}
+FILES = {"focalcodec.config", "focalcodec.hub"}
 TOP = {"focalcodec.codec", "focalcodec.__main__", "focalcodec"}
 TRAINING = {"speechbrain", "hyperpyyaml", "recipes", "train_decoder", "train_quantizer"}
 LAZY_IN_HUB = {"huggingface_hub", "safetensors", "transformers"}
@@ -51,9 +52,12 @@ def test_imports_keep_to_their_layer(path):
         ours = {name for name in names if name.startswith("focalcodec")}
         assert all(any(name.startswith(base) for base in allowed) for name in ours), ours
     if module in MODELS:
-        others = MODELS | TOP | {"focalcodec.hub", "focalcodec.quantizers"}
+        others = MODELS | TOP | FILES | {"focalcodec.quantizers"}
         assert not {name for name in names if name in others - {module}}, "models are independent"
-    if module == "focalcodec.hub":
+    if module == "focalcodec.config":
+        above = TOP | {"focalcodec.hub"}
+        assert not names & above, "what a configuration says does not depend on where it lies"
+    if module in FILES:
         assert "focalcodec.codec" not in names
         assert not _within(_imports(path, top_level_only=True), LAZY_IN_HUB), (
             "hub imports them lazily"

@@ -12,9 +12,9 @@ import speechbrain as sb
 import torch
 
 from recipes.common.brain import evenly_spaced
-from recipes.common.checkpoints import load_parameters
 from recipes.common.experiment import load_encoder, run_experiment
 from recipes.common.run_log import Means, RunLog
+from recipes.common.weights import load_parameters
 from tests.stages import STAGES, build, options, steps_of, train
 from train_quantizer import FeatureMoments, QuantizerBrain
 

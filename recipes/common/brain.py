@@ -25,8 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from focalcodec.codec import encode
-from recipes.common.checkpoints import RandomState
 from recipes.common.metrics import AudioMetrics
+from recipes.common.random_state import RandomState
 from recipes.common.run_log import Means, RunLog
 
 logger = logging.getLogger(__name__)
@@ -284,7 +284,11 @@ class CodecBrain(sb.Brain):
             super()._fit_train(train_set, epoch, enable)
 
     def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
-        last = epoch >= self.hparams.number_of_epochs or self._optimizer_step_limit_exceeded
+        last = (
+            epoch >= self.hparams.number_of_epochs
+            or self._optimizer_step_limit_exceeded
+            or (self.debug and epoch == self.debug_epochs)
+        )
         if self.train_stats and (last or epoch % self.hparams.valid_interval_epochs == 0):
             super()._fit_valid(valid_set, epoch, enable)
 

@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, and random states that belong into them.
+"""Checkpoints that appear whole or not at all.
 
 SpeechBrain's Checkpointer writes into a folder that already has its final name, takes the newest
 folder on recovery and cannot tell a whole checkpoint from half of one: a run that is killed or
@@ -6,11 +6,9 @@ meets a full disk while it saves cannot be resumed. ``AtomicCheckpointer`` takes
 """
 
 import errno
-import functools
 import logging
 import math
 import os
-import random
 import re
 import shutil
 import socket
@@ -20,8 +18,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 from speechbrain.utils.checkpoints import (
     CKPT_PREFIX,
@@ -29,16 +25,8 @@ from speechbrain.utils.checkpoints import (
     Checkpoint,
     Checkpointer,
     ckpt_recency,
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import (
-    ddp_prevent_block,
-    if_main_process,
-    is_distributed_initialized,
-    main_process_only,
-)
+from speechbrain.utils.distributed import if_main_process, main_process_only
 from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -399,135 +387,6 @@ class AtomicCheckpointer(Checkpointer):
                     "Choose another output_folder, or take back what was changed in the YAML or on "
                     "the command line"
                 )
-
-
-def find_parameters(path: str | os.PathLike, *, name: str, min_key: str | None) -> Path:
-    """File of one module's weights.
-
-    Parameters
-    ----------
-    path : the file itself; a checkpoint folder; a folder of checkpoints; or a run folder (whose
-        checkpoints lie in ``save``).
-    name : the module's name among the run's recoverables.
-    min_key : of several checkpoints, take the one with the lowest value; None for the newest.
-
-    Raises
-    ------
-    FileNotFoundError : if there is no such file or no checkpoint.
-    """
-    path = Path(path)
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist; name a run folder or a file {name}.ckpt")
-    folder = path
-    if not (path / METAFNAME).is_file():
-        folder = path / "save" if (path / "save").is_dir() else path
-        found = AtomicCheckpointer(folder).find_checkpoint(min_key=min_key)
-        if found is None:
-            raise FileNotFoundError(f"no checkpoint with {min_key or 'weights'} in {folder} yet")
-        folder = found.path
-    file = folder / f"{name}.ckpt"
-    if not file.is_file():
-        raise FileNotFoundError(f"checkpoint {folder} has no {name}.ckpt: it is of another stage")
-    return file
-
-
-def load_parameters(
-    module: torch.nn.Module, path: str | os.PathLike, *, name: str, min_key: str | None
-) -> None:
-    """Load one module's weights strictly; arguments as in `find_parameters`.
-
-    Raises
-    ------
-    ValueError : if the weights are not those of a module of this class and size.
-    """
-    file = find_parameters(path, name=name, min_key=min_key)
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    try:
-        module.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{file} does not fit the {name} that the YAML describes ({type(module).__name__}): "
-            f"{' '.join(str(error).split())[:300]}; use the blocks that it was trained with"
-        ) from error
-
-
-@functools.partial(register_checkpoint_hooks, save_on_main_only=False)
-class RandomState:
-    """Recoverable for the global random states of every process: torch, CUDA, numpy and Python.
-
-    The states of all processes of a distributed run are gathered into one file, which holds only
-    tensors and plain values (``torch.load`` reads it with ``weights_only=True``).
-
-    A DataLoader draws a number from torch's state whenever its iteration starts, also after a
-    resume in the middle of an epoch: each needs a ``generator`` of its own for a resumed run to go
-    on with the same random numbers.
-    """
-
-    @mark_as_saver
-    def save(self, path: Path) -> None:
-        """Write the states of all processes; called on every process, written by the main one."""
-        mine = _random_state()
-        if ddp_prevent_block():
-            states = [mine]
-        else:
-            states = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(states, mine)
-        if if_main_process():
-            torch.save(states, path)
-
-    @mark_as_loader
-    def load(self, path: Path, end_of_epoch: bool) -> None:
-        """Set this process's states; with a warning if the number of processes or GPUs changed."""
-        del end_of_epoch
-        states = torch.load(path, map_location="cpu", weights_only=True)
-        rank, size = 0, 1
-        if is_distributed_initialized():
-            rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        if len(states) != size:
-            logger.warning(
-                f"The random states were saved by {len(states)} processes, now there are {size}: "
-                "the run goes on, but with other random numbers"
-            )
-        if rank < len(states):
-            _set_random_state(states[rank])
-
-
-def _random_state() -> dict[str, Any]:
-    version, words, gauss = random.getstate()
-    numpy_state = np.random.get_state(legacy=False)
-    return {
-        "torch": torch.get_rng_state(),
-        # Without CUDA in use nothing was drawn from it, and asking would put a context on each GPU.
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "python": [version, torch.tensor(words), gauss],
-        "numpy": {
-            **numpy_state,
-            "state": {
-                "key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
-                "pos": int(numpy_state["state"]["pos"]),
-            },
-        },
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if num_devices != len(state["cuda"]) and state["cuda"]:
-        logger.warning(
-            f"The random states were saved with {len(state['cuda'])} GPUs and now there are "
-            f"{num_devices}: the random numbers drawn there will differ"
-        )
-    for device, cuda_state in zip(range(num_devices), state["cuda"], strict=False):
-        torch.cuda.set_rng_state(cuda_state, device)
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
-    key, pos = state["numpy"]["state"]["key"], state["numpy"]["state"]["pos"]
-    np.random.set_state(
-        {**state["numpy"], "state": {"key": key.numpy().astype(np.uint32), "pos": pos}}
-    )
 
 
 def _on_main(function: Callable, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Scores of decoded audio against its original, and statistics of the tokens in between.
+"""Scores of decoded audio, most of them against its original.
 
 Every score is a pure function of one unpadded utterance, so padding can never change it;
 `AudioMetrics` applies a chosen set of them to batches and averages over utterances. All audio
@@ -9,10 +9,7 @@ and DNSMOS are optional; what is missing is reported, never replaced by a number
 
 import csv
 import functools
-import importlib
-import importlib.machinery
 import logging
-import math
 import subprocess
 import sys
 import warnings
@@ -22,32 +19,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torchaudio
 from speechbrain.utils.metric_stats import MetricStats
 from torch import Tensor
 
 from focalcodec.masking import num_valid
+from recipes.common.dnsmos import dnsmos, models_folder
+from recipes.common.scoring import (
+    SAMPLE_RATE,
+    MissingPackageError,
+    ScoreError,
+    load_package,
+    mel_filters,
+    spectrum,
+    to_16k,
+)
 
 logger = logging.getLogger(__name__)
-
-SAMPLE_RATE = 16_000  # Hz, at which every audio score is taken
-
-
-class ScoreError(ValueError):
-    """One utterance has no score: it is too short, silent, empty or not finite."""
-
-
-class MissingPackageError(ImportError):
-    """An optional package is not installed; the message holds the pip line that installs it."""
-
-
-class Dnsmos(NamedTuple):
-    """Predicted mean opinion scores, about 1 (bad) to 5 (excellent)."""
-
-    sig: float
-    bak: float
-    ovrl: float
-    p808: float
 
 
 def stoi(ref_sig: Tensor | np.ndarray, hyp_sig: Tensor | np.ndarray, *, sample_rate: int) -> float:
@@ -75,7 +62,7 @@ def stoi(ref_sig: Tensor | np.ndarray, hyp_sig: Tensor | np.ndarray, *, sample_r
     [1] Taal et al., "An algorithm for intelligibility prediction of time-frequency weighted noisy
         speech", 2011, as computed by the package ``pystoi``.
     """
-    package = _load_package("pystoi")
+    package = load_package("pystoi")
     ref_sig, hyp_sig = _speech_pair(ref_sig, hyp_sig, sample_rate=sample_rate)
     too_short = ScoreError("STOI needs at least 0.4 s of speech after silent frames are removed")
     if ref_sig.size < 0.39 * SAMPLE_RATE:  # less than a frame would be an IndexError in pystoi
@@ -112,7 +99,7 @@ def pesq(ref_sig: Tensor | np.ndarray, hyp_sig: Tensor | np.ndarray, *, sample_r
     ----------
     [1] ITU-T P.862.2, 2007, as computed by the package ``pesq`` 0.0.4.
     """
-    package = _load_package("pesq")
+    package = load_package("pesq")
     ref_sig, hyp_sig = _speech_pair(ref_sig, hyp_sig, sample_rate=sample_rate)
     if not hyp_sig.any():  # PESQ's own answer is NaN
         raise ScoreError("PESQ has no value for decoded audio that is silent")
@@ -124,44 +111,6 @@ def pesq(ref_sig: Tensor | np.ndarray, hyp_sig: Tensor | np.ndarray, *, sample_r
         raise ScoreError(f"PESQ: {_pesq_reason(error)}") from error
     except ValueError as error:  # a NaN inside, which its wrapper cannot convert
         raise ScoreError(f"PESQ has no value here: {error}") from error
-
-
-def dnsmos(hyp_sig: Tensor | np.ndarray, *, sample_rate: int) -> Dnsmos:
-    """DNSMOS P.835 (speech, background, overall) and P.808, without a reference.
-
-    Windows of 9.01 s every second, as Microsoft's script takes them; a shorter utterance is
-    repeated. The P.835 outputs go through the published polynomials of the non-personalised model.
-
-    Parameters
-    ----------
-    hyp_sig : (T,) decoded, or any audio.
-    sample_rate : Hz.
-
-    Returns
-    -------
-    Mean over windows of the four scores.
-
-    Raises
-    ------
-    ScoreError : if the audio is empty or not finite.
-    ValueError : if the shape is not (T,).
-    MissingPackageError : without ``onnxruntime`` or ``speechmos``.
-
-    References
-    ----------
-    [1] Reddy et al., "DNSMOS P.835", 2022, arXiv:2110.01763; polynomials and windows from
-        microsoft/DNS-Challenge, DNSMOS/dnsmos_local.py; model files from the wheel ``speechmos``.
-    """
-    p835_model, p808_model = _dnsmos_session("sig_bak_ovr.onnx"), _dnsmos_session("model_v8.onnx")
-    windows = _dnsmos_windows(_to_16k(hyp_sig, sample_rate=sample_rate).numpy())
-    raw = [p835_model.run(None, {"input_1": window[None]})[0][0] for window in windows]
-    mel = [_dnsmos_mel(torch.from_numpy(window)) for window in windows]
-    p808 = [p808_model.run(None, {"input_1": m[None].numpy()})[0][0, 0] for m in mel]
-    calibrated = [
-        np.polyval(polynomial, column).mean()
-        for polynomial, column in zip(_P835_POLYNOMIALS, np.array(raw, np.float64).T, strict=True)
-    ]
-    return Dnsmos(*map(float, calibrated), p808=float(np.mean(p808, dtype=np.float64)))
 
 
 def mel_distance(
@@ -188,102 +137,9 @@ def mel_distance(
     ValueError : if the shapes differ or are not (T,).
     """
     pair = torch.stack(_pair(ref_sig, hyp_sig, sample_rate=sample_rate))
-    magnitude = _spectrum(pair, n_fft=1024, hop_length=320).abs()
-    log_mel = (magnitude @ _mel_filters(1024, 80)).clamp_min(1e-5).log()
+    magnitude = spectrum(pair, n_fft=1024, hop_length=320).abs()
+    log_mel = (magnitude @ mel_filters(1024, 80)).clamp_min(1e-5).log()
     return float((log_mel[0] - log_mel[1]).abs().mean())
-
-
-def bitrate(token_rate: float, codebook_size: int) -> float:
-    """Bits per second of a stream of ``token_rate`` Hz tokens, each one of ``codebook_size``."""
-    if token_rate <= 0 or codebook_size < 2:
-        raise ValueError(
-            f"token_rate must be > 0 and codebook_size >= 2, got {token_rate} and {codebook_size}"
-        )
-    return token_rate * math.log2(codebook_size)
-
-
-class CodeUsage:
-    """How many codes are used, and how evenly, over everything that was appended.
-
-    Parameters
-    ----------
-    codebook_size : number of codes; at least 2.
-    """
-
-    def __init__(self, codebook_size: int):
-        if codebook_size < 2:
-            raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
-        self.codebook_size = codebook_size
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything that was appended."""
-        self.counts = torch.zeros(self.codebook_size, dtype=torch.int64)
-
-    def append(self, toks: Tensor, *, mask: Tensor | None = None) -> None:
-        """Count tokens.
-
-        Parameters
-        ----------
-        toks : (B, L) int64 in [0, codebook_size).
-        mask : (B, L) bool, True for real tokens; None for all.
-
-        Raises
-        ------
-        ValueError : if a real token is not in [0, codebook_size), or the shape of ``mask`` differs.
-        """
-        if mask is not None and mask.shape != toks.shape:
-            raise ValueError(
-                f"mask must have the shape of toks, got {tuple(mask.shape)} and {tuple(toks.shape)}"
-            )
-        toks = (toks if mask is None else toks[mask]).detach().flatten()
-        if toks.numel() == 0:
-            return
-        low, high = (bound.item() for bound in toks.aminmax())
-        if low < 0 or high >= self.codebook_size:
-            raise ValueError(
-                f"toks must be in [0, {self.codebook_size}), got {low} to {high}; "
-                "is codebook_size that of the quantizer?"
-            )
-        counts = torch.bincount(toks, minlength=self.codebook_size)
-        self.counts = self.counts.to(counts.device) + counts
-
-    def summarize(self) -> dict[str, float]:
-        """Usage over all ranks; under DDP every rank must call this.
-
-        Returns
-        -------
-        ``code_usage`` (fraction of the codebook that occurred), ``used_codes``,
-        ``normalised_entropy`` (entropy over log codebook_size), ``normalised_entropy_used`` (over
-        log used_codes; 0 if there is only one) and ``num_tokens``.
-
-        Raises
-        ------
-        RuntimeError : if no token was appended on any rank.
-        """
-        counts = self._global_counts()
-        num_tokens = int(counts.sum())
-        if num_tokens == 0:
-            raise RuntimeError("no token was appended: code usage needs at least one")
-        probs = counts[counts > 0].double() / num_tokens
-        used_codes = probs.numel()
-        entropy = float(torch.special.entr(probs).sum())
-        return {
-            "code_usage": used_codes / self.codebook_size,
-            "used_codes": used_codes,
-            "normalised_entropy": entropy / math.log(self.codebook_size),
-            "normalised_entropy_used": entropy / math.log(used_codes) if used_codes > 1 else 0.0,
-            "num_tokens": num_tokens,
-        }
-
-    def _global_counts(self) -> Tensor:
-        distributed = torch.distributed
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return self.counts
-        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-        counts = self.counts.to(device, copy=True)  # the rank's own counts stay: more may follow
-        distributed.all_reduce(counts)
-        return counts
 
 
 class Failure(NamedTuple):
@@ -443,26 +299,12 @@ _METRICS = {
     ),
 }
 
-_PIP_NAMES = {"pesq": "pesq==0.0.4"}  # where it is not the package's own name
-
-
-def _load_package(name: str):
-    try:
-        return importlib.import_module(name)
-    except (ImportError, OSError, ValueError) as error:  # ValueError: built for another numpy
-        raise _missing_package(name, error) from error
-
-
-def _missing_package(name: str, error: object) -> MissingPackageError:
-    pip_name, reason = _PIP_NAMES.get(name, name), " ".join(str(error).split())
-    return MissingPackageError(f"{name} cannot be loaded ({reason}); pip install {pip_name}")
-
 
 def _why_missing(metric: str) -> str | None:
     """One line for the first package of a metric that is missing, logged once a process."""
     try:
         for package in _METRICS[metric].packages:
-            _dnsmos_folder() if package == "speechmos" else _load_package(package)
+            models_folder() if package == "speechmos" else load_package(package)
     except MissingPackageError as error:
         _warn_once(f"{metric} is not computed: {error}")
         return str(error)
@@ -474,29 +316,6 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def _to_16k(sig: Tensor | np.ndarray, *, sample_rate: int) -> Tensor:
-    """(T',) float32 on the CPU, at 16 kHz."""
-    sig = torch.as_tensor(sig)
-    if sig.ndim != 1 or not sig.is_floating_point():
-        raise ValueError(
-            "a score takes one utterance, floating point of shape (T,), "
-            f"got {sig.dtype} of shape {tuple(sig.shape)}"
-        )
-    sig = sig.detach().cpu().float()
-    if sig.numel() == 0:
-        raise ScoreError("the utterance is empty")
-    if not sig.isfinite().all():
-        raise ScoreError("the utterance has samples that are not finite")
-    return torchaudio.functional.resample(  # every parameter written out: scores depend on them
-        sig,
-        sample_rate,
-        SAMPLE_RATE,
-        lowpass_filter_width=6,
-        rolloff=0.99,
-        resampling_method="sinc_interp_hann",
-    )
-
-
 def _pair(
     ref_sig: Tensor | np.ndarray, hyp_sig: Tensor | np.ndarray, *, sample_rate: int
 ) -> tuple[Tensor, Tensor]:
@@ -505,7 +324,7 @@ def _pair(
             "ref_sig and hyp_sig must have the same shape (T,), got "
             f"{tuple(ref_sig.shape)} and {tuple(hyp_sig.shape)}"
         )
-    return _to_16k(ref_sig, sample_rate=sample_rate), _to_16k(hyp_sig, sample_rate=sample_rate)
+    return to_16k(ref_sig, sample_rate=sample_rate), to_16k(hyp_sig, sample_rate=sample_rate)
 
 
 def _speech_pair(
@@ -530,33 +349,6 @@ def _unpadded_rows(sig: Tensor | Sequence[Tensor], *, lens: Tensor | None) -> li
     if lens.shape != sig.shape[:1]:
         raise ValueError(f"lens must be ({len(sig)},), got {tuple(lens.shape)}")
     return [row[:n] for row, n in zip(sig, num_valid(lens, sig.shape[1]).tolist(), strict=True)]
-
-
-def _spectrum(sig: Tensor, *, n_fft: int, hop_length: int) -> Tensor:
-    """(..., frames, bins) complex STFT; zeros around the signal, so any length will do."""
-    window = torch.hann_window(n_fft)
-    spectrum = torch.stft(
-        sig, n_fft, hop_length, window=window, pad_mode="constant", return_complex=True
-    )
-    return spectrum.transpose(-1, -2)
-
-
-@functools.cache
-def _mel_filters(n_fft: int, num_bands: int) -> Tensor:
-    """(bins, bands) triangles of unit area on Slaney's mel scale, 0 to 8 kHz.
-
-    Not torchaudio's, which takes the last bin for the Nyquist frequency: wrong for an odd
-    ``n_fft``, such as that of DNSMOS P.808.
-    """
-    # Linear up to 1 kHz, 200/3 Hz a mel; then 27 mels for a factor of 6.4.
-    top = 15 + 27 * math.log(SAMPLE_RATE / 2 / 1000) / math.log(6.4)
-    mels = torch.linspace(0, top, num_bands + 2, dtype=torch.float64)
-    edges = torch.where(mels < 15, mels * 200 / 3, 1000 * 6.4 ** ((mels - 15) / 27))  # Hz
-    bins = torch.fft.rfftfreq(n_fft, 1 / SAMPLE_RATE, dtype=torch.float64)
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    rising = (bins[:, None] - low) / (centre - low)
-    falling = (high - bins[:, None]) / (high - centre)
-    return (torch.minimum(rising, falling).clamp_min(0) * 2 / (high - low)).float()
 
 
 # The package has room for 50 stretches of speech and checks nothing: more of them overwrite memory
@@ -595,55 +387,3 @@ def _pesq_in_subprocess(ref_sig: np.ndarray, hyp_sig: np.ndarray) -> float:
 def _pesq_reason(error: Exception) -> str:
     reason = error.args[0] if error.args else type(error).__name__
     return reason.decode() if isinstance(reason, bytes) else str(reason)
-
-
-_WINDOW_S = 9.01
-_WINDOW_SAMPLES = 144_160
-_P835_POLYNOMIALS = (  # for sig, bak, ovrl; highest power first
-    (-0.08397278, 1.22083953, 0.0052439),
-    (-0.13166888, 1.60915514, -0.39604546),
-    (-0.06766283, 1.11546468, 0.04602535),
-)
-
-
-def _dnsmos_windows(sig: np.ndarray) -> list[np.ndarray]:
-    while sig.size < _WINDOW_SAMPLES:
-        sig = np.concatenate([sig, sig])
-    num_hops = int(sig.size // SAMPLE_RATE - _WINDOW_S) + 1
-    # Microsoft's script rounds a window's end down in floating point and drops the window if it
-    # lost a sample (those that start at 7 to 23 s, for one). Published scores are means without
-    # them, so ours are as well.
-    starts = [s for s in range(num_hops) if int((s + _WINDOW_S) * SAMPLE_RATE) >= _end(s)]
-    return [sig[s * SAMPLE_RATE : _end(s)] for s in starts]
-
-
-def _end(start_s: int) -> int:
-    return start_s * SAMPLE_RATE + _WINDOW_SAMPLES
-
-
-def _dnsmos_mel(window: Tensor) -> Tensor:
-    """(900, 120) input of P.808: mel power relative to its maximum, -80 to 0 dB as -1 to 1."""
-    power = _spectrum(window[:-160], n_fft=321, hop_length=160).abs().square()
-    decibels = 10 * (power @ _mel_filters(321, 120)).clamp_min(1e-10).log10()
-    return (decibels - decibels.max()).clamp_min(-80) / 40 + 1
-
-
-def _dnsmos_folder() -> Path:
-    # PathFinder rather than importlib.util.find_spec: that would answer with UTMOS' hub package,
-    # which has the same name, once it has been imported. The package itself is never imported: it
-    # needs librosa.
-    spec = importlib.machinery.PathFinder.find_spec("speechmos")
-    for folder in (spec and spec.submodule_search_locations) or []:
-        if (models := Path(folder, "dnsmos_models")).is_dir():
-            return models
-    raise _missing_package("speechmos", "not found")
-
-
-@functools.cache
-def _dnsmos_session(file_name: str):
-    onnxruntime = _load_package("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(
-        _dnsmos_folder() / file_name, options, providers=["CPUExecutionProvider"]
-    )

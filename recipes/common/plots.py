@@ -6,9 +6,10 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from focalcodec.logmel import LogMel
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from focalcodec.logmel import LogMel
 
 matplotlib.use("Agg")
 

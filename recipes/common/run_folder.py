@@ -6,7 +6,6 @@ part.
 """
 
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -15,6 +14,8 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from recipes.common.files import write_json
 
 PACKAGES = (
     "torch",
@@ -30,13 +31,6 @@ PACKAGES = (
     "speechmos",
 )
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON so that the file is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class RunFolder:

@@ -6,7 +6,6 @@ drops what was written after its checkpoint, so curves never overlap.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from recipes.common.run_folder import write_json
+from recipes.common.files import write_json, write_text
 
 
 @register_checkpoint_hooks
@@ -87,9 +86,7 @@ class RunLog:
             self._steps.read_text(encoding="utf-8").splitlines() if self._steps.is_file() else []
         )
         kept = [line for line in lines if _step_of(line) <= step]
-        temporary = self._steps.with_name(".steps.jsonl.tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self._steps)
+        write_text(self._steps, "".join(f"{line}\n" for line in kept))
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def step(self, step: int, terms: dict[str, float], *, epoch: int) -> None:

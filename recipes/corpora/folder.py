@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.dataio import (
+from recipes.common.files import existing_folder
+from recipes.common.manifests import (
     AUDIO_SUFFIXES,
     PreparedCorpus,
     Utterance,
-    existing_folder,
     find_audio,
     list_splits,
     read_text_beside,
@@ -54,7 +54,7 @@ def prepare(
     speaker_level : how many folders above the file the speaker's folder is (1 = the file's own).
     seed : of the draws.
     filters : min_duration_s, max_duration_s, max_train_utterances, max_valid_utterances,
-        max_test_utterances, on_bad_file, as in `recipes.common.dataio.write_manifests`.
+        max_test_utterances, on_bad_file, as in `recipes.common.manifests.write_manifests`.
 
     Returns
     -------

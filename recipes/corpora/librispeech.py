@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.dataio import PreparedCorpus, list_splits, write_manifests
+from recipes.common.manifests import PreparedCorpus, list_splits, write_manifests
 
 
 def prepare(
@@ -29,7 +29,7 @@ def prepare(
     save_folder : receives {train,valid,test}.json and bad_files.tsv.
     train_splits, valid_splits, test_splits : any of the splits; an empty list = not wanted.
     filters : min_duration_s, max_duration_s, max_train_utterances, max_valid_utterances,
-        max_test_utterances, on_bad_file, seed, as in `recipes.common.dataio.write_manifests`.
+        max_test_utterances, on_bad_file, seed, as in `recipes.common.manifests.write_manifests`.
 
     Returns
     -------

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from recipes.common.dataio import resample, write_text
+from recipes.common.dataio import resample
+from recipes.common.files import write_text
 
 SAMPLE_RATE = 24_000  # Hz
 SPLITS = ("train-clean-100", "dev-clean", "test-clean")

@@ -1,0 +1,34 @@
+"""Files and folders of a run: text and JSON that is there whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all; leave it alone if it already holds this text."""
+    encoded = text.encode()
+    if path.exists() and path.read_bytes() == encoded:
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(partial, "wb") as file:
+        file.write(encoded)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON as `write_text` does."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def existing_folder(data_folder: str | Path) -> Path:
+    """Absolute path of the data folder; FileNotFoundError if it is none."""
+    root = Path(data_folder).expanduser().resolve()
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"data_folder {data_folder} is not a folder; give the path of the unpacked corpus"
+        )
+    return root
