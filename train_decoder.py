@@ -46,7 +46,7 @@ class DecoderBrain(CodecBrain):
         ]
         loss, real, fake = (sum(parts) for parts in zip(*hinges, strict=True))
         terms = {"discriminator": loss, "discriminator_real": real, "discriminator_fake": fake}
-        return Update("discriminator", loss, _detached(terms))
+        return Update("discriminator", loss, _detached(terms), len(ref_sig))
 
     def _decoder_update(self, rec_sig: Tensor, ref_sig: Tensor) -> Update:
         with self.training_ctx:
@@ -67,7 +67,7 @@ class DecoderBrain(CodecBrain):
             "mel": mel,
             "decoder": loss,
         }
-        return Update("decoder", loss, _detached(terms))
+        return Update("decoder", loss, _detached(terms), len(ref_sig))
 
     def segments(self, features: Features, ids: list[str]) -> tuple[Tensor, Tensor]:
         """Cut one segment from each utterance's features and, at the same place, from its signal.
@@ -107,7 +107,7 @@ class DecoderBrain(CodecBrain):
     def anneal(self, stage: sb.Stage, epoch: int, values: dict[str, float]) -> None:
         """Exponential decay after every epoch of training."""
         if stage == sb.Stage.TRAIN:
-            self.set_learning_rate(self.hparams.scheduler(epoch)[1])
+            self.set_learning_rate(self.hparams.scheduler(epoch)[0])
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import speechbrain as sb
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from focalcodec.masking import masked_mean
 from recipes.common.brain import CodecBrain, Update
 from recipes.common.code_usage import CodeUsage
-from recipes.common.experiment import run_experiment
+from recipes.common.experiment import fingerprint, run_experiment
+from recipes.common.run_folder import read_description
 from recipes.common.weights import load_parameters
 
 logger = logging.getLogger(__name__)
@@ -53,12 +55,24 @@ class QuantizerBrain(CodecBrain):
         self.code_usage = CodeUsage(self.codec.codebook_size)
         self.decodes = self.hparams.decoder_checkpoint is not None
         if self.decodes:
+            self._check_features_of(Path(self.hparams.decoder_checkpoint))
             load_parameters(
                 self.codec.decoder, self.hparams.decoder_checkpoint, name="decoder", min_key="mel"
             )
         else:
             logger.warning(
                 "decoder_checkpoint is null: validation reports features and code usage, no audio"
+            )
+
+    def _check_features_of(self, decoder_run: Path) -> None:
+        """Refuse a decoder that was trained on other features, where its run folder tells."""
+        description = read_description(decoder_run)
+        if description is not None and description["encoder"] != fingerprint(self.encoder):
+            raise ValueError(
+                f"{decoder_run} was trained on features of encoder {description['encoder']}, this "
+                "run "
+                f"has {fingerprint(self.encoder)}; give both stages the same encoder and "
+                "encoder_checkpoint"
             )
 
     def optimized(self) -> dict[str, nn.Module]:
@@ -90,13 +104,15 @@ class QuantizerBrain(CodecBrain):
     def updates(self, batch: Any) -> Iterator[Update]:
         """Yield the one loss of this stage."""
         with self.training_ctx:
-            terms = self.quantize(batch).terms
+            quantized = self.quantize(batch)
+        terms = quantized.terms
         loss = (
             self.hparams.reconstruction_weight * terms["reconstruction"]
             + self.hparams.entropy_weight * terms["entropy"]
         )
         detached = {name: value.detach() for name, value in terms.items()}
-        yield Update("quantizer", loss, detached | {"loss": loss.detach()})
+        detached["loss"] = loss.detach()
+        yield Update("quantizer", loss, detached, float(quantized.mask.sum()))
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Begin a stage with empty statistics of codes and features."""

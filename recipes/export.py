@@ -37,9 +37,8 @@ def export(decoder_run: Path, quantizer_run: Path, output: Path) -> FocalCodec:
     if encoders[decoder_run] != encoders[quantizer_run]:
         raise ValueError(
             f"{decoder_run} was trained on features of encoder {encoders[decoder_run]}, "
-            f"{quantizer_run} "
-            f"on those of {encoders[quantizer_run]}; train both stages with the same encoder and "
-            "encoder_checkpoint"
+            f"{quantizer_run} on those of {encoders[quantizer_run]}; train both stages with the "
+            "same encoder and encoder_checkpoint"
         )
     decoder_stage, quantizer_stage = _hparams(decoder_run), _hparams(quantizer_run)
     encoder = quantizer_stage["encoder"]
@@ -47,9 +46,14 @@ def export(decoder_run: Path, quantizer_run: Path, output: Path) -> FocalCodec:
     if fingerprint(encoder) != encoders[quantizer_run]:
         raise ValueError(
             f"the weights at encoder_checkpoint ({quantizer_stage['encoder_checkpoint']}) are not "
-            "those "
-            f"that {quantizer_run} was trained with; put the old ones back"
+            f"those that {quantizer_run} was trained with; put the old ones back"
         )
+    for run, stage, key in (
+        (decoder_run, decoder_stage, "discriminator"),
+        (quantizer_run, quantizer_stage, "quantizer"),
+    ):
+        if key not in stage:
+            raise ValueError(f"{run} is a run of the other stage; swap --decoder and --quantizer")
     decoder = decoder_stage["modules"]["decoder"]
     load_parameters(decoder, decoder_run, name="decoder", min_key="mel")
     for name in ("compressor", "decompressor"):

@@ -81,7 +81,7 @@ def test_stages_trained_on_different_features_are_refused(decoder_run, quantizer
 
 
 def test_swapped_runs_are_refused(decoder_run, quantizer_run, tmp_path):
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="run of the other stage; swap"):
         export(quantizer_run, decoder_run, tmp_path / "codec")
 
 

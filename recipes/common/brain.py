@@ -15,13 +15,15 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import speechbrain as sb
 import torch
 from speechbrain.nnet.schedulers import update_learning_rate
 from speechbrain.utils.distributed import if_main_process, main_process_only
-from torch import Tensor
+from speechbrain.utils.optimizers import rm_vector_weight_decay
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from focalcodec.codec import encode
@@ -41,11 +43,15 @@ class Features(NamedTuple):
 
 
 class Update(NamedTuple):
-    """One loss of a training batch: whose optimizer, the scalar to minimise, terms to log."""
+    """One loss of a training batch: whose optimizer, the scalar to minimise, terms to log.
+
+    ``weight`` says of how many things the terms are means (frames, utterances).
+    """
 
     optimizer: str
     loss: Tensor
     terms: dict[str, Tensor]
+    weight: float
 
 
 class CodecBrain(sb.Brain):
@@ -61,12 +67,15 @@ class CodecBrain(sb.Brain):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if self.optimizer_step_limit is not None:
-            self.optimizer_step_limit = int(self.optimizer_step_limit)  # RunOptions leaves a string
+        self.optimizer_step_limit = _step_limit(self.optimizer_step_limit)
+        for key in ("valid_interval_epochs", "log_interval_steps", "number_of_epochs"):
+            if getattr(self.hparams, key) < 1:
+                raise ValueError(f"{key} must be at least 1, got {getattr(self.hparams, key)}")
         # Outside `modules`: never wrapped, never in train mode, never in an optimizer or a
         # checkpoint.
         self.encoder = self.hparams.encoder.to(self.device).eval().requires_grad_(False)
-        self.run_log = RunLog(self.hparams.output_folder, sample_rate=self.encoder.sample_rate)
+        self.run_log = RunLog(self._log_folder(), sample_rate=self.encoder.sample_rate)
+        self.audio_metrics: dict[str, AudioMetrics] = {}
         self.means = Means()
         self.checkpointer.add_recoverable("means", self.means)
         self.checkpointer.add_recoverable("random_state", RandomState())
@@ -76,9 +85,9 @@ class CodecBrain(sb.Brain):
         self.num_batches: dict[sb.Stage, int] = {}
         self.metric_ids: dict[sb.Stage, set[str]] = {}
         self.sample_ids: dict[sb.Stage, set[str]] = {}
-        self.audio_metrics: dict[str, AudioMetrics] = {}
         self._bar: tqdm | None = None
         self._started: tuple[float, int] | None = None
+        self._metrics("rec")  # a misspelt metric or a missing package shows now, not after an epoch
 
     # To be written by a stage
 
@@ -97,6 +106,14 @@ class CodecBrain(sb.Brain):
     def anneal(self, stage: sb.Stage, epoch: int, values: dict[str, float]) -> None:
         """Move the learning rate at the end of a stage."""
         raise NotImplementedError
+
+    def _log_folder(self) -> Path:
+        """Folder of the logs; with --debug the temporary one that the checkpoints are in."""
+        if not self.debug or self.debug_persistently:
+            return Path(self.hparams.output_folder)
+        folder = Path(self.checkpointer.checkpoints_dir)
+        self.hparams.train_logger.save_file = str(folder / "train_log.txt")
+        return folder
 
     # Data
 
@@ -118,20 +135,21 @@ class CodecBrain(sb.Brain):
             feats, mask = encode(self.encoder, sig, lens=lens)
         size = feats.shape[1] * self.encoder.hop_length
         return Features(
-            feats, mask, torch.nn.functional.pad(sig, (0, max(0, size - sig.shape[1])))[:, :size]
+            feats, mask, nn.functional.pad(sig, (0, max(0, size - sig.shape[1])))[:, :size]
         )
 
     # Training
 
     def init_optimizers(self) -> None:
         """One optimizer per module of the YAML's ``modules``, under the module's name."""
+        split = rm_vector_weight_decay if self.remove_vector_weight_decay else nn.Module.parameters
         self.optimizers_dict = {
-            name: self.opt_class(module.parameters()) for name, module in self.optimized().items()
+            name: self.opt_class(split(module)) for name, module in self.optimized().items()
         }
         for name, optimizer in self.optimizers_dict.items():
             self.checkpointer.add_recoverable(f"{name}_optimizer", optimizer)
 
-    def optimized(self) -> dict[str, torch.nn.Module]:
+    def optimized(self) -> dict[str, nn.Module]:
         """Modules by the name of the optimizer that steps them."""
         return dict(self.modules.items())
 
@@ -143,11 +161,12 @@ class CodecBrain(sb.Brain):
         batch = batch.to(self.device)
         group, should_step = self._accumulation()
         terms: dict[str, Tensor] = {}
-        total, finite, stepped = 0.0, True, False
+        total, weight, finite, stepped = 0.0, 0.0, True, False
         with self.no_sync(not should_step), closing(self.updates(batch)) as updates:
             for update in updates:
                 total = total + update.loss.detach()
                 terms |= update.terms
+                weight = update.weight
                 finite = self._finite_on_all_ranks(update.loss)
                 if not finite:
                     break
@@ -164,7 +183,7 @@ class CodecBrain(sb.Brain):
         if finite:
             self.nonfinite_streak = 0
             self.optimizer_step += int(should_step)
-            self._log_step(values, len(batch.id), should_step)
+            self._log_step(values, weight, should_step)
         else:
             self._skip_batch(batch.id, values)
         return torch.as_tensor(total).cpu()
@@ -172,6 +191,8 @@ class CodecBrain(sb.Brain):
     def _accumulation(self) -> tuple[int, bool]:
         """Size of the accumulation group, shorter at an epoch's end; True if it is complete."""
         factor, total = self.grad_accumulation_factor, self.num_batches[sb.Stage.TRAIN]
+        if self.debug:
+            total = min(total, self.debug_batches)
         start = (self.step - 1) // factor * factor
         group = min(factor, total - start)
         return group, self.step == start + group
@@ -188,40 +209,41 @@ class CodecBrain(sb.Brain):
         self.scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         limit = self.max_grad_norm if self.max_grad_norm > 0 else math.inf
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        # fp16's scaler leaves out such steps itself, as part of its search for a scale: those are
-        # no failures.
-        finite = self.scaler.is_enabled() or bool(torch.isfinite(norm))
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        finite = bool(torch.isfinite(norm))
         if finite:
             self.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
-        return norm, finite
+        # fp16 overflows while its scaler searches for a scale; only without any scale is that a
+        # failure. `scaler.update` lowers the scale because `unscale_` has noted the overflow.
+        searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        return norm, finite or searching
 
     def _skip_batch(self, ids: list[str], values: dict[str, float]) -> None:
         """Drop the gradients, note the batch, give up after ``nonfinite_patience`` in a row."""
         self.zero_grad(set_to_none=True)
         self.nonfinite_streak += 1
-        path = f"{self.hparams.output_folder}/nonfinite.jsonl"
+        path = self.run_log.folder / "nonfinite.jsonl"
         record = {
             "epoch": self.epoch,
             "step": self.optimizer_step,
-            "terms": {name: str(value) for name, value in values.items()},
-            "ids": list(ids),
+            "ranks": _gather({"ids": list(ids), "terms": {k: str(v) for k, v in values.items()}}),
         }
         if if_main_process():
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         logger.warning("loss or gradient is not finite, batch skipped: %s", record)
-        if self.nonfinite_streak > self.nonfinite_patience:
+        if self.nonfinite_streak >= self.nonfinite_patience:
             raise RuntimeError(
                 f"{self.nonfinite_streak} batches in a row gave a loss or gradient that is not "
-                "finite (nonfinite_patience: "
-                f"{self.nonfinite_patience}); the last ones are {list(ids)}, all are in {path}. "
-                "The last checkpoint is "
-                "untouched: lower lr, or set max_grad_norm, and choose a new output_folder"
+                f"finite (nonfinite_patience: {self.nonfinite_patience}); the last one is "
+                f"{list(ids)}, all are in {path}. The last checkpoint is untouched: lower lr, or "
+                "set max_grad_norm, and choose a new output_folder"
             )
 
-    def _log_step(self, values: dict[str, float], weight: int, should_step: bool) -> None:
+    def _log_step(self, values: dict[str, float], weight: float, should_step: bool) -> None:
+        # Not finite here is only the gradient norm of a step that fp16's scaler left out.
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         self.means.add(values, weight=weight)
         if self._bar is not None:
             self._bar.set_postfix(
@@ -265,7 +287,7 @@ class CodecBrain(sb.Brain):
     def on_fit_start(self) -> None:
         """Resume, then open the logs at the step that the checkpoint was made at."""
         super().on_fit_start()
-        self.run_log.start(self.optimizer_step)
+        self.run_log.resume(self.optimizer_step)
         self._started = time.monotonic(), self.optimizer_step
 
     def on_evaluate_start(self, max_key: str | None = None, min_key: str | None = None) -> None:
@@ -277,7 +299,7 @@ class CodecBrain(sb.Brain):
             )
         super().on_evaluate_start(max_key=max_key, min_key=min_key)
         if self._started is None:
-            self.run_log.start(self.optimizer_step)
+            self.run_log.reopen()
 
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
         if not self._optimizer_step_limit_exceeded:
@@ -289,8 +311,16 @@ class CodecBrain(sb.Brain):
             or self._optimizer_step_limit_exceeded
             or (self.debug and epoch == self.debug_epochs)
         )
-        if self.train_stats and (last or epoch % self.hparams.valid_interval_epochs == 0):
-            super()._fit_valid(valid_set, epoch, enable)
+        if not last and epoch % self.hparams.valid_interval_epochs != 0:
+            return
+        if self.optimizer_step == self.run_log.metrics.get("valid", {}).get("step", 0):
+            logger.warning("no step since the last validation (epoch %d): not repeated", epoch)
+            return
+        super()._fit_valid(valid_set, epoch, enable)
+
+    def _should_save_intra_epoch_ckpt(self, *args: Any) -> bool:
+        # Inside an accumulation group the gradient so far would be lost.
+        return self._accumulation()[1] and super()._should_save_intra_epoch_ckpt(*args)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Begin a stage: empty means (unless an unfinished epoch goes on), fresh metrics, a bar."""
@@ -330,7 +360,9 @@ class CodecBrain(sb.Brain):
                 self.run_log.stage("train", self.optimizer_step, {"epoch": epoch, **values})
                 self.anneal(stage, epoch, values)
             return
-        error = values.get(self.selection_key, math.nan)
+        # Every rank validates everything; one rank's last bit must not stop or anneal it alone.
+        error = _from_main(values.get(self.selection_key, math.nan))
+        values[self.selection_key] = error
         if not math.isfinite(error):
             raise RuntimeError(
                 f"{stage.name.lower()} {self.selection_key} is {error}; no checkpoint was written, "
@@ -397,7 +429,7 @@ class CodecBrain(sb.Brain):
     @main_process_only
     def _write_tables(self) -> None:
         for prefix, metrics in self.audio_metrics.items():
-            metrics.write_csv(f"{self.hparams.output_folder}/test_{prefix}.csv")
+            metrics.write_csv(self.run_log.folder / f"test_{prefix}.csv")
 
     @main_process_only
     def _write_line(self, meta: dict[str, Any], **stats: dict[str, Any]) -> None:
@@ -411,3 +443,30 @@ def evenly_spaced(ids: list[str], number: int) -> set[str]:
     """Choose ``number`` ids, spread evenly over their order."""
     number = min(number, len(ids))
     return {ids[i * len(ids) // number] for i in range(number)}
+
+
+def _step_limit(value: int | str | None) -> int | None:
+    """``optimizer_step_limit`` as a number; SpeechBrain's parser leaves the text of an option."""
+    if value is None or value == "null":
+        return None
+    if int(value) < 1:
+        raise ValueError(f"optimizer_step_limit must be at least 1 or null, got {value}")
+    return int(value)
+
+
+def _gather(value: Any) -> list[Any]:
+    """Everybody's value, by rank."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def _from_main(value: float) -> float:
+    """Take the main process's value, on every rank."""
+    if not torch.distributed.is_initialized():
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]

@@ -8,7 +8,7 @@ speechbrain's ``run_on_main``); collective calls run on every rank.
 import hashlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from speechbrain.utils.distributed import ddp_init_group, run_on_main
 from focalcodec import hub
 from focalcodec.config import constructor_arguments
 from recipes.common import dataio
+from recipes.common.files import existing_folder, folder_outside
 from recipes.common.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 # A run may be continued with other values of these: they say how long and where, not what.
 CONTINUABLE = (
     "data_folder",
+    "encoder_checkpoint",  # the encoder's fingerprint is compared instead
+    "decoder_checkpoint",  # only decodes what validation scores
     "output_folder",
     "save_folder",
     "num_workers",
@@ -92,6 +95,7 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
         config_hash=config_hash(param_file, overrides),
     )
     folder.refuse_other_configuration()
+    folder_outside(hparams["output_folder"], existing_folder(hparams["data_folder"]))
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=param_file,
@@ -99,7 +103,6 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
     )
     run_on_main(prepare_data, kwargs={"hparams": hparams})
     load_encoder(hparams["encoder"], hparams["encoder_checkpoint"])
-    run_on_main(folder.describe, kwargs={"encoder": fingerprint(hparams["encoder"])})
     hparams["checkpointer"].config_hash = folder.config_hash
     brain = brain_class(
         modules=hparams["modules"],
@@ -108,7 +111,10 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    return Experiment(brain, *(make_loader(brain, hparams, stage) for stage in sb.Stage))
+    loaders = [make_loader(brain, hparams, stage) for stage in sb.Stage]
+    # Last, so that a mistake found on the way leaves the folder free for the corrected command.
+    run_on_main(folder.describe, kwargs={"encoder": fingerprint(hparams["encoder"])})
+    return Experiment(brain, *loaders)
 
 
 def parse_command_line(argv: Sequence[str]) -> tuple[str, Any, str]:
@@ -144,15 +150,20 @@ def parse_command_line(argv: Sequence[str]) -> tuple[str, Any, str]:
 
 
 def config_hash(param_file: str, overrides: str) -> str:
-    """Short hash of the resolved YAML without the keys that a run may change when it goes on."""
+    """Short hash of the resolved YAML without the keys that a run may change when it goes on.
+
+    It is taken of the parsed nodes, so comments, spacing and spellings of a number do not count.
+    """
     yaml = ruamel.yaml.YAML()
     with open(param_file, encoding="utf-8") as file:
         main = yaml.load(file)
         file.seek(0)
         neutral = (yaml.load(overrides) if overrides else None) or CommentedMap()
         neutral.update({key: None for key in CONTINUABLE if key in main})
-        resolved = resolve_references(file, neutral).getvalue()
-    return hashlib.sha256(resolved.encode()).hexdigest()[:16]
+        if "decoder_checkpoint" in main:
+            neutral["decoder"] = None  # where the decoder is not what is trained
+        resolved = yaml.load(resolve_references(file, neutral).getvalue())
+    return hashlib.sha256(_canonical(resolved).encode()).hexdigest()[:16]
 
 
 def load_encoder(encoder: torch.nn.Module, checkpoint: str | None) -> None:
@@ -234,6 +245,19 @@ def make_loader(brain: sb.Brain, hparams: dict[str, Any], stage: sb.Stage) -> An
     )
 
 
+def _canonical(node: Any) -> str:
+    """One text for all spellings of a YAML node: its tag and its typed value, keys in order."""
+    tag = getattr(node, "tag", None)
+    name = tag.value or "" if tag is not None else ""
+    if isinstance(node, Mapping):
+        items = (f"{key}: {_canonical(value)}" for key, value in sorted(node.items()))
+        return f"{name}{{{', '.join(items)}}}"
+    if isinstance(node, Sequence) and not isinstance(node, str):
+        return f"{name}[{', '.join(map(_canonical, node))}]"
+    value = getattr(node, "value", node)  # a tagged scalar
+    return f"{name}{float(value)!r}" if isinstance(value, float) else f"{name}{value!r}"
+
+
 def _refuse_lost_override(key: str, value: Any, main: CommentedMap) -> None:
     """Raise where HyperPyYAML would keep the old class or file without a word (its issue 28)."""
     if key not in main:
@@ -244,6 +268,12 @@ def _refuse_lost_override(key: str, value: Any, main: CommentedMap) -> None:
             f"--{key} is the tagged mapping {tag}, of which HyperPyYAML would keep the arguments "
             "and drop the class; put "
             f"it into a file and pass --{key} '!include:FILE.yaml' (path relative to the main YAML)"
+        )
+    block = getattr(main[key], "tag", None)
+    if isinstance(value, str) and block is not None and (block.value or "").startswith("!include"):
+        raise ValueError(
+            f"--{key} is the plain text {value!r} where a block belongs; pass "
+            f"--{key} '!include:{value}' (path relative to the main YAML)"
         )
     if isinstance(value, CommentedMap) and not isinstance(main[key], CommentedMap):
         raise ValueError(

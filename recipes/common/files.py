@@ -32,3 +32,14 @@ def existing_folder(data_folder: str | Path) -> Path:
             f"data_folder {data_folder} is not a folder; give the path of the unpacked corpus"
         )
     return root
+
+
+def folder_outside(output_folder: str | Path, root: Path) -> Path:
+    """Absolute path of an output folder; ValueError if it lies inside the user's data ``root``."""
+    folder = Path(output_folder).expanduser().resolve()
+    if folder.is_relative_to(root):
+        raise ValueError(
+            f"output_folder {folder} lies inside data_folder {root}, and nothing is ever written "
+            "there; choose an output_folder elsewhere"
+        )
+    return folder

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from recipes.common.dataio import BadAudioError, check_policy, read_header, write_bad_files
-from recipes.common.files import existing_folder, write_text
+from recipes.common.files import existing_folder, folder_outside, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def write_manifests(
     ValueError : if nothing is left of a wanted subset, or ``save_folder`` lies in ``data_folder``.
     """
     root = existing_folder(data_folder)
-    folder = _outside(save_folder, root)
+    folder = folder_outside(save_folder, root)
     check_policy(on_bad_file)
     limits = dict(
         zip(SUBSETS, (max_train_utterances, max_valid_utterances, max_test_utterances), strict=True)
@@ -243,16 +243,6 @@ def _walk(folder: Path, suffixes: Collection[str], above: frozenset[Path]) -> It
             yield from _walk(Path(entry.path), suffixes, above | {real})
         elif entry.is_file() and os.path.splitext(entry.name)[1].lower() in suffixes:
             yield Path(entry.path)
-
-
-def _outside(save_folder: str | Path, root: Path) -> Path:
-    folder = Path(save_folder).expanduser().resolve()
-    if folder.is_relative_to(root):
-        raise ValueError(
-            f"save_folder {folder} lies inside data_folder {root}, and nothing is ever written "
-            "there; choose an output_folder elsewhere"
-        )
-    return folder
 
 
 def _read_entries(

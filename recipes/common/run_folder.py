@@ -58,9 +58,22 @@ class RunFolder:
                 "folder with --output_folder, or remove this one"
             )
 
-    def describe(self, **extra: Any) -> None:
-        """Write ``run.json``; a resumed run adds its command to the list of starts."""
+    def describe(self, *, encoder: str) -> None:
+        """Write ``run.json``; a resumed run adds its command to the list of starts.
+
+        Raises
+        ------
+        ValueError : if the encoder's fingerprint is not the one that the run began with.
+        """
         earlier = read_description(self.path)
+        if earlier is not None and earlier["encoder"] != encoder:
+            raise ValueError(
+                f"{self.path} was trained on features of encoder {earlier['encoder']}, and the "
+                "weights at "
+                f"encoder_checkpoint now give {encoder}; put the old weights back or choose "
+                "another "
+                "folder with --output_folder"
+            )
         starts = earlier["starts"] if earlier is not None else []
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         command = shlex.join(self.command)
@@ -73,7 +86,7 @@ class RunFolder:
                 "python": platform.python_version(),
                 "platform": platform.platform(),
                 "versions": {name: _version(name) for name in PACKAGES},
-                **extra,
+                "encoder": encoder,
                 "starts": [*starts, {"time": started, "command": command}],
             },
         )

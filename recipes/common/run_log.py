@@ -75,19 +75,24 @@ class RunLog:
         self._steps = self.folder / "steps.jsonl"
         self._board: SummaryWriter | None = None
 
-    def start(self, step: int) -> None:
-        """Open the writers after a checkpoint of that optimizer step was loaded (0: a new run)."""
+    def resume(self, step: int) -> None:
+        """Open the writers to train on from that optimizer step (0: a new run)."""
+        if step > 0:
+            self._read_metrics()
         if not self.writes:
             return
-        metrics = self.folder / "metrics.json"
-        if step > 0 and metrics.is_file():
-            self.metrics = json.loads(metrics.read_text(encoding="utf-8"))
         lines = (
             self._steps.read_text(encoding="utf-8").splitlines() if self._steps.is_file() else []
         )
         kept = [line for line in lines if _step_of(line) <= step]
         write_text(self._steps, "".join(f"{line}\n" for line in kept))
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+
+    def reopen(self) -> None:
+        """Open the writers to add a test; what is there stays."""
+        self._read_metrics()
+        if self.writes:
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))
 
     def step(self, step: int, terms: dict[str, float], *, epoch: int) -> None:
         """Write one training step's values."""
@@ -125,6 +130,11 @@ class RunLog:
         """Flush and close TensorBoard's file."""
         if self._board is not None:
             self._board.close()
+
+    def _read_metrics(self) -> None:
+        path = self.folder / "metrics.json"
+        if path.is_file():
+            self.metrics = json.loads(path.read_text(encoding="utf-8"))
 
 
 def _step_of(line: str) -> float:
