@@ -237,7 +237,9 @@ def test_failed_utterances_are_counted_and_left_out_of_the_mean(sig, tmp_path):
     with open(tmp_path / "scores.csv", newline="") as file:
         rows = {row["id"]: row for row in csv.DictReader(file)}
     assert float(rows["good"]["stoi"]) == pytest.approx(1.0)
-    assert rows["short"] == {"id": "short", "stoi": "", "mel_distance": "0.0"}
+    assert rows["short"]["stoi"] == ""
+    # float32 noise: where the copy lies in memory decides which kernel computes its transform
+    assert float(rows["short"]["mel_distance"]) == pytest.approx(0.0, abs=1e-6)
     assert rows["nan"] == {"id": "nan", "stoi": "", "mel_distance": ""}
 
 
