@@ -70,8 +70,7 @@ class QuantizerBrain(CodecBrain):
         if description is not None and description["encoder"] != fingerprint(self.encoder):
             raise ValueError(
                 f"{decoder_run} was trained on features of encoder {description['encoder']}, this "
-                "run "
-                f"has {fingerprint(self.encoder)}; give both stages the same encoder and "
+                f"run has {fingerprint(self.encoder)}; give both stages the same encoder and "
                 "encoder_checkpoint"
             )
 

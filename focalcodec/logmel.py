@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focalcodec.masking import lengths_to_mask, num_valid
+from focalcodec.masking import check_sig, lengths_to_mask, num_valid
 
 
 class LogMel(nn.Module):
@@ -101,17 +101,9 @@ class LogMel(nn.Module):
         ------
         ValueError : if ``sig`` is not (B, T) floating point or ``lens`` not (B,).
         """
-        if sig.ndim != 2 or not sig.is_floating_point():
-            raise ValueError(
-                f"sig must be (B, T) float at {self.sample_rate} Hz, got {tuple(sig.shape)} "
-                f"{sig.dtype}; add a batch axis with sig[None], scale integers to [-1, 1]"
-            )
+        check_sig(sig, sample_rate=self.sample_rate, lens=lens)
         if lens is None:
             return self._features(sig)
-        if lens.shape != sig.shape[:1]:
-            raise ValueError(
-                f"lens must be (B,) with B = {sig.shape[0]} as sig has, got {tuple(lens.shape)}"
-            )
         lengths = num_valid(lens, sig.shape[1])
         feats = self._features(sig.masked_fill(~lengths_to_mask(lengths, sig.shape[1]), 0))
         mask = lengths_to_mask(self.num_frames(lengths), feats.shape[1])

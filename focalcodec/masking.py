@@ -86,3 +86,16 @@ def masked_mean(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
     if x.shape[0] == 0:
         raise ValueError("mask selects no frame: a batch needs at least one real frame")
     return x.mean(dim=0)
+
+
+def check_sig(sig: Tensor, *, sample_rate: int, lens: Tensor | None = None) -> None:
+    """Raise ValueError unless ``sig`` is (B, T) floating point and ``lens``, if given, is (B,)."""
+    if sig.ndim != 2 or not sig.is_floating_point():
+        raise ValueError(
+            f"sig must be (B, T) float at {sample_rate} Hz, got {tuple(sig.shape)} {sig.dtype}; "
+            "add a batch axis with sig[None], scale integers to [-1, 1]"
+        )
+    if lens is not None and lens.shape != sig.shape[:1]:
+        raise ValueError(
+            f"lens must be (B,) with B = {sig.shape[0]} as sig has, got {tuple(lens.shape)}"
+        )

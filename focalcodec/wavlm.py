@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focalcodec.masking import lengths_to_mask, num_valid
+from focalcodec.masking import check_sig, lengths_to_mask, num_valid
 
 
 class WavLM(nn.Module):
@@ -130,15 +130,7 @@ class WavLM(nn.Module):
         ------
         ValueError : if ``sig`` is not (B, T) floating point or ``lens`` not (B,).
         """
-        if sig.ndim != 2 or not sig.is_floating_point():
-            raise ValueError(
-                f"sig must be (B, T) float at {self.sample_rate} Hz, got {tuple(sig.shape)} "
-                f"{sig.dtype}; add a batch axis with sig[None], scale integers to [-1, 1]"
-            )
-        if lens is not None and lens.shape != sig.shape[:1]:
-            raise ValueError(
-                f"lens must be (B,) with B = {sig.shape[0]} as sig has, got {tuple(lens.shape)}"
-            )
+        check_sig(sig, sample_rate=self.sample_rate, lens=lens)
         lengths = None if lens is None else num_valid(lens, sig.shape[1])
         x = self.feature_proj(self.norm(self.feature_extractor(sig, lengths=lengths)))
         x = F.dropout(x, self.dropout, self.training)

@@ -187,8 +187,8 @@ def main(argv: list[str]) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("results/demo"))
-    parser.add_argument("--decoder-steps", type=int, default=400)
-    parser.add_argument("--quantizer-steps", type=int, default=400)
+    parser.add_argument("--decoder-steps", type=int, default=300)
+    parser.add_argument("--quantizer-steps", type=int, default=300)
     parser.add_argument(
         "--utterances", type=int, default=20, help="training utterances per speaker"
     )

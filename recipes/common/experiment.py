@@ -133,8 +133,7 @@ def parse_command_line(argv: Sequence[str]) -> tuple[str, Any, str]:
         if argument.count("=") > int(argument.startswith("--")):
             raise ValueError(
                 f"argument {argument!r} has an '=' inside its value, where SpeechBrain would cut "
-                "it; "
-                "choose a name without '='"
+                "it; choose a name without '='"
             )
     param_file, run_opts, overrides = sb.parse_arguments(list(argv))
     yaml = ruamel.yaml.YAML()
@@ -181,8 +180,7 @@ def load_encoder(encoder: torch.nn.Module, checkpoint: str | None) -> None:
     if checkpoint is None:
         raise ValueError(
             f"encoder {type(encoder).__name__} has weights but encoder_checkpoint is null; name a "
-            "hub id such as "
-            "microsoft/wavlm-large, a local folder or file, or random"
+            "hub id such as microsoft/wavlm-large, a local folder or file, or random"
         )
     if checkpoint == "random":
         logger.warning("encoder_checkpoint is random: the features carry no pretrained knowledge")

@@ -54,8 +54,8 @@ class RunFolder:
         if description is not None and description["config_hash"] != self.config_hash:
             raise ValueError(
                 f"{self.path} holds a run of another configuration (started with: "
-                f"{description['command']}); choose another "
-                "folder with --output_folder, or remove this one"
+                f"{description['command']}); choose another folder with --output_folder, or "
+                "remove this one"
             )
 
     def describe(self, *, encoder: str) -> None:
@@ -69,10 +69,8 @@ class RunFolder:
         if earlier is not None and earlier["encoder"] != encoder:
             raise ValueError(
                 f"{self.path} was trained on features of encoder {earlier['encoder']}, and the "
-                "weights at "
-                f"encoder_checkpoint now give {encoder}; put the old weights back or choose "
-                "another "
-                "folder with --output_folder"
+                f"weights at encoder_checkpoint now give {encoder}; put the old weights back or "
+                "choose another folder with --output_folder"
             )
         starts = earlier["starts"] if earlier is not None else []
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
