@@ -55,6 +55,7 @@ def test_run_folder_explains_itself(run, request, corpus):
     assert set(metrics) == {"train", "valid", "test"}
     assert metrics["test"]["not_computed"] == {}
     assert metrics["valid"]["rec_mel_distance"] > 0
+    assert metrics["test"]["ref_mel_distance"] == pytest.approx(0, abs=1e-6)
 
 
 def test_tensorboard_holds_losses_rates_norms_audio_and_spectrograms(quantizer_run):

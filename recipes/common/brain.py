@@ -398,19 +398,23 @@ class CodecBrain(sb.Brain):
         """Score and write decoded signals against the batch's own.
 
         ``decoded`` maps a prefix (``rec``: from unquantized features, ``hyp``: from tokens) to
-        signals (B, T') of at least the batch's length.
+        signals (B, T') of at least the batch's length. A test also scores the reference itself
+        (``ref``), the ceiling of the metrics that need none.
         """
         sig, lens = batch.sig
         name = stage.name.lower()
+        scored = {*decoded, "ref"} if stage == sb.Stage.TEST else set(decoded)
         for row, utterance in enumerate(batch.id):
             size = round(float(lens[row]) * sig.shape[1])
             ref_sig = sig[row, :size].float().cpu()
-            signals = {prefix: rows[row, :size].float().cpu() for prefix, rows in decoded.items()}
+            signals = {"ref": ref_sig}
+            signals |= {prefix: rows[row, :size].float().cpu() for prefix, rows in decoded.items()}
             if utterance in self.metric_ids[stage]:
-                for prefix, signal in signals.items():
+                for prefix in signals.keys() & scored:
+                    signal = signals[prefix]
                     self._metrics(prefix).append([utterance], ref_sig[None], signal[None])
             if utterance in self.sample_ids[stage]:
-                for prefix, signal in {"ref": ref_sig, **signals}.items():
+                for prefix, signal in signals.items():
                     self.run_log.audio(f"{name}/{utterance}/{prefix}", self.optimizer_step, signal)
 
     def _metrics(self, prefix: str) -> AudioMetrics:
