@@ -410,9 +410,9 @@ class CodecBrain(sb.Brain):
             signals = {"ref": ref_sig}
             signals |= {prefix: rows[row, :size].float().cpu() for prefix, rows in decoded.items()}
             if utterance in self.metric_ids[stage]:
-                for prefix in signals.keys() & scored:
-                    signal = signals[prefix]
-                    self._metrics(prefix).append([utterance], ref_sig[None], signal[None])
+                for prefix, signal in signals.items():
+                    if prefix in scored:
+                        self._metrics(prefix).append([utterance], ref_sig[None], signal[None])
             if utterance in self.sample_ids[stage]:
                 for prefix, signal in signals.items():
                     self.run_log.audio(f"{name}/{utterance}/{prefix}", self.optimizer_step, signal)
