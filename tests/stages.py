@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import speechbrain as sb
 
 from recipes.common.experiment import Experiment, build_experiment, run_experiment
 from train_decoder import DecoderBrain
@@ -64,3 +65,16 @@ def build(stage: str, corpus: Path, output: Path, **overrides) -> Experiment:
 def steps_of(run: Path) -> list[dict]:
     """Read the logged steps of a run folder."""
     return [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+
+
+def start(brain: sb.Brain) -> None:
+    """Do what the loop does before the first batch."""
+    brain.on_fit_start()
+    brain.on_stage_start(sb.Stage.TRAIN, 1)
+    brain.modules.train()
+
+
+def fit_one(brain: sb.Brain, batch) -> None:
+    """Train on one batch."""
+    brain.step += 1
+    brain.fit_batch(batch)

@@ -1,0 +1,185 @@
+"""A run folder belongs to one run: budgets, resumption, refusals."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+
+from recipes.common.checkpoints import AtomicCheckpointer
+from recipes.common.experiment import build_experiment, load_encoder, run_experiment
+from recipes.common.run_log import RunLog
+from recipes.common.weights import find_parameters
+from tests.stages import STAGES, build, options, steps_of, train
+from train_quantizer import QuantizerBrain
+
+
+def test_step_budget_ends_the_run_with_a_validation(corpus, tmp_path):
+    metrics = train(
+        "quantizer", corpus, tmp_path / "run", optimizer_step_limit=4, number_of_epochs=9
+    )
+    assert steps_of(tmp_path / "run")[-1]["step"] == 4
+    assert metrics["valid"]["step"] == 4
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_continued_run_equals_an_uninterrupted_one(stage, corpus, tmp_path):
+    train(stage, corpus, tmp_path / "cut", number_of_epochs=1)
+    train(stage, corpus, tmp_path / "cut", number_of_epochs=2)
+    train(stage, corpus, tmp_path / "whole", number_of_epochs=2)
+    assert steps_of(tmp_path / "cut") == steps_of(tmp_path / "whole")
+    name = {"decoder": "decoder", "quantizer": "compressor"}[stage]
+    cut, whole = (
+        torch.load(find_parameters(tmp_path / run, name=name, min_key=None), weights_only=True)
+        for run in ("cut", "whole")
+    )
+    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+    starts = json.loads((tmp_path / "cut/run.json").read_text())["starts"]
+    assert len(starts) == 2
+
+
+class WorseningQuantizer(QuantizerBrain):
+    """Validation error that grows with every epoch."""
+
+    def evaluate_terms(self, batch, stage):
+        terms, weight = super().evaluate_terms(batch, stage)
+        return terms | {"reconstruction": float(self.epoch)}, weight
+
+
+def test_best_and_last_checkpoint_are_kept_and_the_best_is_tested(corpus, tmp_path):
+    arguments = options("quantizer", corpus, tmp_path / "run", number_of_epochs=3)
+    metrics = run_experiment(WorseningQuantizer, arguments)
+    kept = AtomicCheckpointer(tmp_path / "run/save").list_checkpoints()
+    assert sorted(ckpt.meta["epoch"] for ckpt in kept) == [1, 3]
+    assert metrics["test"]["step"] == 3  # three steps an epoch
+
+
+def test_test_only_keeps_the_log(corpus, tmp_path):
+    """Also the lines after the best checkpoint, which is what the test loads."""
+    folder = tmp_path / "run"
+    arguments = options("quantizer", corpus, folder, number_of_epochs=3)
+    run_experiment(WorseningQuantizer, arguments)
+    steps, metrics = steps_of(folder), json.loads((folder / "metrics.json").read_text())
+    run_experiment(WorseningQuantizer, [*arguments, "--test_only"])
+    assert steps_of(folder) == steps
+    again = json.loads((folder / "metrics.json").read_text())
+    assert (again["train"], again["valid"]) == (metrics["train"], metrics["valid"])
+
+
+def test_debug_leaves_the_run_folder_alone(corpus, tmp_path):
+    folder = tmp_path / "run"
+    train("quantizer", corpus, folder)
+    logs = ("steps.jsonl", "metrics.json", "train_log.txt")
+    before = [(folder / name).read_bytes() for name in logs]
+    arguments = [*options("quantizer", corpus, folder), "--debug"]
+    brain, loader, valid, test = build_experiment(QuantizerBrain, arguments)
+    brain.fit(brain.hparams.epoch_counter, loader, valid)
+    brain.evaluate(test, min_key="reconstruction")
+    brain.run_log.close()
+    brain.checkpointer.tempdir.cleanup()
+    assert [(folder / name).read_bytes() for name in logs] == before
+
+
+def test_decoder_checkpoint_may_be_added_later(decoder_run, corpus, tmp_path):
+    train("quantizer", corpus, tmp_path / "run")
+    later = {"number_of_epochs": 2, "decoder_checkpoint": decoder_run}
+    metrics = train("quantizer", corpus, tmp_path / "run", **later)
+    assert metrics["valid"]["hyp_mel_distance"] > 0
+
+
+def test_mistake_leaves_the_folder_free_for_the_corrected_command(corpus, tmp_path):
+    with pytest.raises(ValueError, match="stoy"):
+        build("quantizer", corpus, tmp_path / "run", metrics="[stoy]")
+    build("quantizer", corpus, tmp_path / "run", lr=0.1)
+
+
+def test_output_inside_the_users_data_is_refused_before_anything_is_written(corpus):
+    with pytest.raises(ValueError, match="nothing is ever written there"):
+        build("quantizer", corpus, corpus / "results")
+    assert not (corpus / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("optimizer_step_limit", 0), ("valid_interval_epochs", 0), ("log_interval_steps", 0)],
+)
+def test_counts_below_one_are_refused_by_name(key, value, corpus, tmp_path):
+    with pytest.raises(ValueError, match=f"{key} must be at least 1"):
+        build("quantizer", corpus, tmp_path / "run", **{key: value})
+
+
+def test_step_limit_can_be_lifted_on_the_command_line(corpus, tmp_path):
+    experiment = build("decoder", corpus, tmp_path / "run", optimizer_step_limit="null")
+    assert experiment.brain.optimizer_step_limit is None
+
+
+def test_other_configuration_in_the_same_folder_is_refused(corpus, tmp_path):
+    train("quantizer", corpus, tmp_path / "run")
+    saved = (tmp_path / "run/hyperparams.yaml").read_bytes()
+    with pytest.raises(ValueError, match="another configuration.*--output_folder"):
+        train("quantizer", corpus, tmp_path / "run", entropy_weight=5.0)
+    assert (tmp_path / "run/hyperparams.yaml").read_bytes() == saved
+
+
+def test_log_drops_what_came_after_the_checkpoint(tmp_path):
+    log = RunLog(tmp_path, sample_rate=16000)
+    log.resume(0)
+    for step in (1, 2, 3):
+        log.step(step, {"mel": 1.0}, epoch=1)
+    log.close()
+    with (tmp_path / "steps.jsonl").open("a") as file:
+        file.write('{"step": 4, "ep')
+    again = RunLog(tmp_path, sample_rate=16000)
+    again.resume(2)
+    again.close()
+    assert [step["step"] for step in steps_of(tmp_path)] == [1, 2]
+
+
+def test_wrong_decoder_checkpoint_is_refused(decoder_run, corpus, tmp_path):
+    wrong = next((decoder_run / "save").glob("CKPT*/discriminator.ckpt"))
+    with pytest.raises(ValueError, match="does not fit"):
+        build("quantizer", corpus, tmp_path / "run", decoder_checkpoint=wrong)
+
+
+def test_decoder_of_another_size_is_refused(decoder_run, corpus, tmp_path):
+    with pytest.raises(ValueError, match="does not fit"):
+        build(
+            "quantizer",
+            corpus,
+            tmp_path / "run",
+            decoder="!include:decoder/vocos.yaml",
+            decoder_checkpoint=decoder_run,
+        )
+
+
+def test_missing_decoder_checkpoint_names_the_path(corpus, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        build("quantizer", corpus, tmp_path / "run", decoder_checkpoint="nowhere")
+
+
+def test_test_only_without_a_checkpoint_is_refused(corpus, tmp_path):
+    arguments = [*options("quantizer", corpus, tmp_path / "run"), "--test_only"]
+    with pytest.raises(RuntimeError, match="no checkpoint with reconstruction"):
+        run_experiment(QuantizerBrain, arguments)
+
+
+def test_encoder_with_weights_needs_a_checkpoint():
+    from focalcodec.wavlm import WavLM
+
+    tiny = partial(
+        WavLM,
+        hidden_dims=[8] * 7,
+        num_layers=1,
+        dim=16,
+        ffn_dim=16,
+        num_heads=2,
+        conv_pos=4,
+        conv_pos_groups=2,
+    )
+    with pytest.raises(ValueError, match="encoder_checkpoint is null"):
+        load_encoder(tiny(), None)
+    first, second = tiny(), tiny()
+    load_encoder(first, "random")
+    load_encoder(second, "random")
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
