@@ -54,6 +54,18 @@ def test_best_and_last_checkpoint_are_kept_and_the_best_is_tested(corpus, tmp_pa
     assert metrics["test"]["step"] == 3  # three steps an epoch
 
 
+def test_kill_between_logging_and_saving_repeats_the_validation(corpus, tmp_path):
+    """The log then knows of a validation of step 6 whose checkpoint was never written."""
+    train("quantizer", corpus, tmp_path / "run", number_of_epochs=1)
+    path = tmp_path / "run/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["valid"]["step"] = 6
+    path.write_text(json.dumps(metrics))
+    train("quantizer", corpus, tmp_path / "run", number_of_epochs=2)
+    kept = AtomicCheckpointer(tmp_path / "run/save").list_checkpoints()
+    assert max(ckpt.meta["epoch"] for ckpt in kept) == 2
+
+
 def test_test_only_keeps_the_log(corpus, tmp_path):
     """Also the lines after the best checkpoint, which is what the test loads."""
     folder = tmp_path / "run"

@@ -80,6 +80,7 @@ class CodecBrain(sb.Brain):
         self.checkpointer.add_recoverable("means", self.means)
         self.checkpointer.add_recoverable("random_state", RandomState())
         self.nonfinite_streak = 0
+        self.validated_step = 0
         self.epoch = 0
         self.train_stats: dict[str, float] = {}
         self.num_batches: dict[sb.Stage, int] = {}
@@ -288,6 +289,8 @@ class CodecBrain(sb.Brain):
         """Resume, then open the logs at the step that the checkpoint was made at."""
         super().on_fit_start()
         self.run_log.resume(self.optimizer_step)
+        # SpeechBrain's step is 0 in a checkpoint that a validation has written, and in a new run.
+        self.validated_step = self.optimizer_step if self.step == 0 else -1
         self._started = time.monotonic(), self.optimizer_step
 
     def on_evaluate_start(self, max_key: str | None = None, min_key: str | None = None) -> None:
@@ -313,7 +316,7 @@ class CodecBrain(sb.Brain):
         )
         if not last and epoch % self.hparams.valid_interval_epochs != 0:
             return
-        if self.optimizer_step == self.run_log.metrics.get("valid", {}).get("step", 0):
+        if self.optimizer_step == self.validated_step:
             logger.warning("no step since the last validation (epoch %d): not repeated", epoch)
             return
         super()._fit_valid(valid_set, epoch, enable)
@@ -377,6 +380,8 @@ class CodecBrain(sb.Brain):
             self._write_line(
                 {"epoch": epoch, "step": self.optimizer_step}, train=self.train_stats, valid=values
             )
+            logger.info("remaining time about %s", self.remaining_time())
+            self.validated_step = self.optimizer_step
             self.anneal(stage, epoch, values)
             self.checkpointer.save_and_keep_only(
                 meta={self.selection_key: error, "epoch": epoch},

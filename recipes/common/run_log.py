@@ -79,6 +79,9 @@ class RunLog:
         """Open the writers to train on from that optimizer step (0: a new run)."""
         if step > 0:
             self._read_metrics()
+            later = [name for name, values in self.metrics.items() if values["step"] > step]
+            for name in later:
+                del self.metrics[name]
         if not self.writes:
             return
         lines = (
