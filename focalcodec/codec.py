@@ -25,14 +25,25 @@ Della Libera et al., 2025, FocalCodec: Low-Bitrate Speech Coding via Focal Modul
 """
 
 import math
+from collections.abc import Mapping
 from os import PathLike
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from focalcodec import hub
+from focalcodec import config, hub
+from focalcodec.checks import (
+    check_finite,
+    check_interfaces,
+    check_mono,
+    check_num_samples,
+    check_sequence,
+    check_toks,
+)
+from focalcodec.conversion import knn
 from focalcodec.masking import lengths_to_mask, num_valid
 from focalcodec.quantizers import Quantized
 
@@ -77,6 +88,10 @@ class FocalCodec(nn.Module):
     decoder : ``input_dim``, ``hop_length`` samples, ``forward(feats, *, mask)``; one that works at
         another rate than the encoder says so by an attribute ``sample_rate`` in Hz.
 
+    Attributes
+    ----------
+    model_id : hub id or name of the folder that the codec comes from, "" for one made in memory.
+
     Raises
     ------
     ValueError : if sizes, factors or frame lengths of neighbouring parts differ; the message names
@@ -97,32 +112,66 @@ class FocalCodec(nn.Module):
         self.quantizer = quantizer
         self.decompressor = decompressor
         self.decoder = decoder
-        self._check_interfaces()
+        self.model_id = ""
+        check_interfaces(self)
 
     @classmethod
     def from_pretrained(
         cls: type[Codec],
         source: str | PathLike[str],
         *,
+        overrides: Mapping[str, Any] | None = None,
         revision: str | None = None,
         cache_dir: str | PathLike[str] | None = None,
     ) -> Codec:
-        """Codec from a folder, a JSON file or a hub id, frozen and in evaluation mode.
+        """Codec with trained weights, frozen and in evaluation mode.
+
+        Files that are here, in a folder or in the hub's cache, are used without asking the network.
 
         Parameters
         ----------
-        source : folder with config.json and model.safetensors; ``X.json`` with ``X.safetensors``
-            beside it; or a hub id.
+        source : folder with config.json and model.safetensors; ``X.json`` or ``X`` with
+            ``X.safetensors`` beside it; hub id ``owner/name``; or ``owner/name/X.json`` on the hub.
+        overrides : dotted key -> value, changes of the configuration before it is built, such as
+            ``{"encoder_config.dropout": 0.1}``.
         revision : branch, tag or commit of a hub id.
         cache_dir : where downloads are kept; None for the hub library's own choice.
 
         Raises
         ------
         FileNotFoundError : if a file is missing here or on the hub.
-        ValueError : if the configuration or the weights do not fit.
+        ValueError : if the configuration or the weights do not fit, or a file is damaged.
         """
-        parts = hub.load_parts(source, revision=revision, cache_dir=cache_dir)
-        return cls(**parts).eval().requires_grad_(False)
+        parts = hub.load_parts(source, overrides=overrides, revision=revision, cache_dir=cache_dir)
+        try:
+            codec = cls(**parts)
+        except ValueError as error:
+            raise ValueError(f"{source} has parts that do not fit together: {error}") from error
+        codec.model_id = _model_id(source)
+        return codec.eval().requires_grad_(False)
+
+    @classmethod
+    def from_config(
+        cls: type[Codec],
+        source: str | PathLike[str],
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+    ) -> Codec:
+        """Codec of the same configuration with new random weights, trainable.
+
+        Parameters and errors are those of `from_pretrained`; no weights are read.
+        """
+        return cls(
+            **hub.load_parts(
+                source,
+                pretrained=False,
+                overrides=overrides,
+                revision=revision,
+                cache_dir=cache_dir,
+            )
+        )
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write config.json and model.safetensors, each of which appears whole or not at all."""
@@ -161,6 +210,16 @@ class FocalCodec(nn.Module):
         return self.frame_rate / self._frames_per_tok
 
     @property
+    def samples_per_tok(self) -> int:
+        """Input samples of one token."""
+        return self.hop_length * self._frames_per_tok
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that codecs with the same tokens share; see `config.fingerprint`."""
+        return config.fingerprint(dict(self.named_children()))
+
+    @property
     def codebook_size(self) -> int:
         """Number of different tokens."""
         return self.quantizer.codebook_size
@@ -184,6 +243,14 @@ class FocalCodec(nn.Module):
     def num_toks(self, num_samples: int | Tensor, *, exact_tail: bool = True) -> int | Tensor:
         """Tokens of ``num_samples`` input samples; an int or (B,) int64, as given."""
         return -(-self.num_frames(num_samples, exact_tail=exact_tail) // self._frames_per_tok)
+
+    def compile_parts(self) -> None:
+        """Compile encoder, compressor, decompressor and decoder, in place and at their first call.
+
+        Lengths stay dynamic. The first batches take minutes at full size; long jobs gain.
+        """
+        for part in (self.encoder, self.compressor, self.decompressor, self.decoder):
+            part.compile(dynamic=True)
 
     # From a signal
 
@@ -269,22 +336,22 @@ class FocalCodec(nn.Module):
 
     def feats_to_lats(self, feats: Tensor, *, lens: Tensor | None = None) -> Tensor:
         """Latents (B, L, D) of unit length of features (B, N, H)."""
-        mask = self._mask(feats, lens, "feats", self.encoder.dim)
+        mask = self._mask(feats, lens, "feats")
         return _on_sphere(self._compress(feats, mask)[0])
 
     def feats_to_toks(self, feats: Tensor, *, lens: Tensor | None = None) -> Tensor:
         """Tokens (B, L) of features (B, N, H)."""
-        mask = self._mask(feats, lens, "feats", self.encoder.dim)
+        mask = self._mask(feats, lens, "feats")
         return self._quantize(feats, mask).toks
 
     def feats_to_codes(self, feats: Tensor, *, lens: Tensor | None = None) -> Tensor:
         """Codes (B, L, D) of features (B, N, H); straight-through gradient."""
-        mask = self._mask(feats, lens, "feats", self.encoder.dim)
+        mask = self._mask(feats, lens, "feats")
         return self._quantize(feats, mask).codes
 
     def feats_to_qfeats(self, feats: Tensor, *, lens: Tensor | None = None) -> Tensor:
         """Decompressed features (B, N', H) of features (B, N, H)."""
-        mask = self._mask(feats, lens, "feats", self.encoder.dim)
+        mask = self._mask(feats, lens, "feats")
         return self._requantize(*self._compress(feats, mask))
 
     def feats_to_sig(
@@ -311,25 +378,29 @@ class FocalCodec(nn.Module):
         ------
         ValueError : if more samples are asked for than the features cover.
         """
-        mask = self._mask(feats, lens, "feats", self.encoder.dim)
-        wanted, mask = _wanted(num_samples, mask, feats, self.decoder.hop_length)
+        mask = self._mask(feats, lens, "feats")
+        wanted, mask = check_num_samples(
+            num_samples, mask, like=feats, samples_per_step=self.decoder.hop_length
+        )
         return _cut(self._decode(feats, mask), wanted)
+
+    knn = staticmethod(knn)  # voice conversion, feats to feats; the published name
 
     # From latents, codes and tokens
 
     def lats_to_toks(self, lats: Tensor, *, lens: Tensor | None = None) -> Tensor:
         """Tokens (B, L) of latents (B, L, D), on the sphere or not."""
-        mask = self._mask(lats, lens, "lats", self.quantizer.code_dim)
+        mask = self._mask(lats, lens, "lats")
         return self.quantizer(lats, mask=mask).toks
 
     def lats_to_codes(self, lats: Tensor, *, lens: Tensor | None = None) -> Tensor:
         """Codes (B, L, D) of latents (B, L, D), on the sphere or not; straight-through gradient."""
-        mask = self._mask(lats, lens, "lats", self.quantizer.code_dim)
+        mask = self._mask(lats, lens, "lats")
         return self.quantizer(lats, mask=mask).codes
 
     def lats_to_qfeats(self, lats: Tensor, *, lens: Tensor | None = None) -> Tensor:
         """Decompressed features (B, N', H) of latents (B, L, D)."""
-        return self._requantize(lats, self._mask(lats, lens, "lats", self.quantizer.code_dim))
+        return self._requantize(lats, self._mask(lats, lens, "lats"))
 
     def codes_to_toks(self, codes: Tensor) -> Tensor:
         """Tokens (B, L) of codes (B, L, D)."""
@@ -337,7 +408,7 @@ class FocalCodec(nn.Module):
 
     def codes_to_qfeats(self, codes: Tensor, *, lens: Tensor | None = None) -> Tensor:
         """Decompressed features (B, N', H) of codes (B, L, D)."""
-        mask = self._mask(codes, lens, "codes", self.quantizer.code_dim)
+        mask = self._mask(codes, lens, "codes")
         return self._decompress(codes, mask)[0]
 
     def codes_to_sig(
@@ -349,8 +420,10 @@ class FocalCodec(nn.Module):
     ) -> Tensor:
         """Signal (B, T) of codes (B, L, D), arguments as in `toks_to_sig`."""
         samples_per_tok = self._frames_per_tok * self.decoder.hop_length
-        mask = self._mask(codes, lens, "codes", self.quantizer.code_dim)
-        wanted, mask = _wanted(num_samples, mask, codes, samples_per_tok)
+        mask = self._mask(codes, lens, "codes")
+        wanted, mask = check_num_samples(
+            num_samples, mask, like=codes, samples_per_step=samples_per_tok
+        )
         return _cut(self._decode(*self._decompress(codes, mask)), wanted)
 
     def toks_to_codes(self, toks: Tensor) -> Tensor:
@@ -404,14 +477,8 @@ class FocalCodec(nn.Module):
     def _encode(
         self, sig: Tensor, lens: Tensor | None, exact_tail: bool
     ) -> tuple[Tensor, Tensor | None]:
-        self._check_sig(sig)
-        if lens is not None:
-            _check_lens(lens, sig)
-            # where, not multiplication: 0 x NaN is NaN, and nothing past the end counts.
-            real = lengths_to_mask(num_valid(lens, sig.shape[1]), sig.shape[1])
-            _check_finite(sig.where(real, 0.0), "sig")
-        else:
-            _check_finite(sig, "sig")
+        check_mono(sig, sample_rate=self.sample_rate, dtype=self._dtype)
+        check_finite(sig, lens, name="sig")
         return encode(self.encoder, sig, lens=lens, exact_tail=exact_tail)
 
     def _compress(self, feats: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -432,90 +499,18 @@ class FocalCodec(nn.Module):
     def _decode(self, feats: Tensor, mask: Tensor | None) -> Tensor:
         return self.decoder(feats, mask=mask)
 
-    # Checks at the boundary
+    def _mask(self, x: Tensor, lens: Tensor | None, name: str) -> Tensor | None:
+        """Check a sequence that the user passes in; its mask."""
+        dim = self.encoder.dim if name == "feats" else self.quantizer.code_dim
+        return check_sequence(x, lens, name=name, dim=dim)
 
     def _codes(self, toks: Tensor) -> Tensor:
-        if toks.ndim != 2 or toks.numel() == 0:
-            raise ValueError(
-                f"toks must be (B, L) with at least one token, got shape {tuple(toks.shape)}; "
-                "add a batch axis with toks[None]"
-            )
+        check_toks(toks)
         return self.quantizer.toks_to_codes(toks).to(self._dtype)
 
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.decompressor.parameters()).dtype
-
-    def _check_sig(self, sig: Tensor) -> None:
-        what = f"sig must be (B, T) mono float at {self.sample_rate} Hz"
-        if sig.ndim == 1:
-            raise ValueError(
-                f"{what}, got shape {tuple(sig.shape)}; add a batch axis with sig[None]"
-            )
-        if sig.ndim != 2:
-            raise ValueError(
-                f"{what}, got shape {tuple(sig.shape)}; mix the channels down, for example with "
-                "sig.mean(dim=1) of (B, channels, T)"
-            )
-        if sig.numel() == 0:
-            raise ValueError(f"{what} with at least one sample, got shape {tuple(sig.shape)}")
-        if not sig.is_floating_point():
-            raise ValueError(
-                f"{what}, got {sig.dtype}; scale integers to [-1, 1], 16-bit ones with "
-                "sig.float() / 32768"
-            )
-        if sig.dtype != self._dtype:
-            raise ValueError(
-                f"{what} in the codec's own precision {self._dtype}, got {sig.dtype}; "
-                f"convert with sig.to({self._dtype})"
-            )
-
-    def _mask(self, x: Tensor, lens: Tensor | None, name: str, dim: int) -> Tensor | None:
-        """Check a (B, N, dim) sequence and turn its relative lengths into a mask."""
-        if x.ndim != 3 or x.shape[-1] != dim or x.numel() == 0:
-            raise ValueError(
-                f"{name} must be (B, frames, {dim}) with at least one frame, "
-                f"got shape {tuple(x.shape)}"
-            )
-        if lens is None:
-            _check_finite(x, name)
-            return None
-        _check_lens(lens, x)
-        mask = lengths_to_mask(num_valid(lens, x.shape[1]), x.shape[1])
-        _check_finite(x[mask], name)
-        return mask
-
-    def _check_interfaces(self) -> None:
-        dim = ("encoder.dim", self.encoder.dim)
-        code_dim = ("quantizer.code_dim", self.quantizer.code_dim)
-        neighbours = {
-            "compressor.input_dim": (self.compressor.input_dim, dim),
-            "compressor.output_dim": (self.compressor.output_dim, code_dim),
-            "decompressor.input_dim": (self.decompressor.input_dim, code_dim),
-            "decompressor.output_dim": (self.decompressor.output_dim, dim),
-            "decoder.input_dim": (self.decoder.input_dim, dim),
-        }
-        for key, (value, (other_key, other)) in neighbours.items():
-            if value != other:
-                raise ValueError(
-                    f"{other_key} is {other} but {key} is {value}; take it from the block: "
-                    f"{key.partition('.')[2]}: !ref <{other_key}>"
-                )
-        down, up = self.compressor.downscale_factors, self.decompressor.upscale_factors
-        if math.prod(down) != math.prod(up):
-            raise ValueError(
-                f"compressor.downscale_factors {list(down)} shorten {math.prod(down)} times but "
-                f"decompressor.upscale_factors {list(up)} lengthen {math.prod(up)} times; "
-                "the products must agree"
-            )
-        rate, out_rate = self.sample_rate, self.sample_rate_output
-        hop_length, out_hop_length = self.hop_length, self.decoder.hop_length
-        if hop_length * out_rate != out_hop_length * rate:
-            raise ValueError(
-                f"encoder.hop_length is {hop_length} samples at {rate} Hz but decoder.hop_length "
-                f"is {out_hop_length} at {out_rate} Hz; a frame must last equally long in both: "
-                f"set decoder.hop_length to {hop_length * out_rate / rate:g}"
-            )
 
 
 def encode(
@@ -558,55 +553,17 @@ def _padded_size(encoder: nn.Module, num_samples: int | Tensor) -> int | Tensor:
     return max(needed, num_samples)
 
 
-def _check_lens(lens: Tensor, x: Tensor) -> None:
-    if lens.shape != x.shape[:1]:
-        raise ValueError(
-            f"lens must be ({x.shape[0]},), one for each row, got shape {tuple(lens.shape)}"
-        )
-    if not lens.is_floating_point() or not bool(((lens > 0) & (lens <= 1)).all()):
-        raise ValueError(
-            f"lens must be fractions of the padded length in (0, 1], got {lens.tolist()}; "
-            "divide absolute lengths by the size of the time axis"
-        )
-
-
-def _check_finite(x: Tensor, name: str) -> None:
-    if not bool(x.isfinite().all()):
-        count = int((~x.isfinite()).sum())
-        raise ValueError(
-            f"{name} holds {count} values that are not finite of {x.numel()}; one of them would "
-            "change every token: leave the file out or replace them"
-        )
+def _model_id(source: str | PathLike[str]) -> str:
+    """Name of a checkpoint without the place where it lies on this machine."""
+    path = Path(source).expanduser()
+    for file in (path, Path(f"{path}.json")):
+        if file.is_file():
+            return file.resolve().parent.name if file.name == "config.json" else file.stem
+    return path.resolve().name if path.is_dir() else str(source)
 
 
 def _on_sphere(lats: Tensor) -> Tensor:
     return F.normalize(lats, dim=-1)
-
-
-def _wanted(
-    num_samples: int | Tensor | None, mask: Tensor | None, x: Tensor, samples_per_step: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """Check how many samples of (B, steps, ...) to decode; one number per row implies a mask."""
-    if num_samples is None:
-        return None, mask
-    wanted = torch.as_tensor(num_samples, device=x.device)
-    if wanted.is_floating_point() or wanted.shape not in ((), x.shape[:1]):
-        raise ValueError(
-            f"num_samples must be an integer or ({x.shape[0]},) integers, "
-            f"got {wanted.dtype} of shape {tuple(wanted.shape)}"
-        )
-    steps = torch.tensor(x.shape[1], device=x.device)
-    if wanted.ndim and mask is not None:
-        steps = mask.sum(dim=1)
-    if not bool(((wanted >= 1) & (wanted <= steps * samples_per_step)).all()):
-        raise ValueError(
-            f"num_samples is {wanted.tolist()} but must be at least 1 and at most "
-            f"{(steps * samples_per_step).tolist()}, which is what there is to decode; tokens of "
-            "exact_tail=True cover every sample"
-        )
-    if wanted.ndim and mask is None:
-        mask = lengths_to_mask(-(-wanted // samples_per_step), x.shape[1])
-    return wanted, mask
 
 
 def _cut(sig: Tensor, wanted: Tensor | None) -> Tensor:

@@ -2,30 +2,33 @@
 
 It holds names and constructor arguments of the five parts, in the layout of the published
 checkpoints of lucadellalib/focalcodec, v0.0.2, whose names and keys are translated here and nowhere
-else::
+else (``legacy.py`` holds what v0.0.1 had otherwise)::
 
     {"encoder_name": "WavLM", "encoder_config": {...}, "compressor_name": "FocalEncoder", ...}
 
 What that layout has no words for is written under keys of ours (``mixer_name``, ``mixer_config``,
 ``activation_name``, ``activation_config``). A configuration comes from strangers: the names in it
-select from the tables below and never import anything. Files are the business of ``hub.py``.
+select from the tables below and never import anything, and ``arguments.py`` checks every value.
+Files are the business of ``hub.py``.
 """
 
+import contextlib
 import functools
-import inspect
-import os
-from collections.abc import Callable, Iterable, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from focalcodec.arguments import Where, check_arguments, defaults_of, kinds_of, listed, shown
 from focalcodec.focalnet import Compressor, Decompressor, FocalBlock, LeakyReLU, Snake
+from focalcodec.legacy import V001, V002, default_arguments, default_name, layout_of_config
 from focalcodec.logmel import LogMel
 from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
 from focalcodec.vocos import Vocos
 from focalcodec.wavlm import WavLM
-
-Where = str | os.PathLike[str]  # where a configuration comes from, for messages
 
 # Part -> name in config.json -> class. A new module is usable in checkpoints once it stands here.
 PARTS: dict[str, dict[str, type[nn.Module]]] = {
@@ -38,6 +41,7 @@ PARTS: dict[str, dict[str, type[nn.Module]]] = {
     "decompressor": {"FocalDecoder": Decompressor},
     "decoder": {"Vocos": Vocos},
 }
+KEYS = {f"{part}_{field}" for part in PARTS for field in ("name", "config")}  # of config.json
 _FACTORIES: dict[str, dict[str, type[nn.Module]]] = {
     "mixer": {"FocalBlock": FocalBlock},
     "activation": {"Snake": Snake, "LeakyReLU": LeakyReLU},
@@ -48,49 +52,38 @@ _WITHOUT_EFFECT = {
     WavLM: {"max_cached_steps", "window_size", "lookahead_size", "use_flex_attention"},
     Compressor: {"tanhscale_init", "window_size"},
     Decompressor: {"tanhscale_init", "window_size", "last_window_size", "lookahead_size"},
+    Vocos: {"padding"},
 }
-# Published flat keys of the focal blocks -> our argument of FocalBlock, with the published
-# defaults.
+# Published flat keys of the focal blocks -> our argument of FocalBlock.
 _FOCAL_KEYS = {
-    "focal_window": ("window", 14),
-    "focal_level": ("level", 2),
-    "focal_factor": ("factor", 4),
-    "use_post_norm": ("post_norm", False),
-    "normalize_modulator": ("normalize_modulator", False),
+    "focal_window": "window",
+    "focal_level": "level",
+    "focal_factor": "factor",
+    "use_post_norm": "post_norm",
+    "normalize_modulator": "normalize_modulator",
 }
+_FLAT_KEYS = {*_FOCAL_KEYS, "use_layerscale", "layerscale_init"}
 _LAYERSCALE_INIT = 1e-4  # published default
-# config.json of transformers -> attribute of our WavLM, for sizes that two models must share to
-# share weights.
-_TRANSFORMERS_KEYS = {
-    "hidden_size": "dim",
-    "intermediate_size": "ffn_dim",
-    "num_attention_heads": "num_heads",
-    "num_buckets": "num_buckets",
-    "max_bucket_distance": "max_distance",
-    "num_conv_pos_embeddings": "conv_pos",
-    "num_conv_pos_embedding_groups": "conv_pos_groups",
-    "conv_dim": "hidden_dims",
-    "conv_kernel": "kernel_sizes",
-    "conv_stride": "strides",
-}
-# What our WavLM computes; a transformers model with another value is another arithmetic.
-_TRANSFORMERS_CHOICES = {
-    "model_type": "wavlm",
-    "do_stable_layer_norm": True,
-    "feat_extract_norm": "layer",
-    "conv_bias": False,
-    "hidden_act": "gelu",
-    "feat_extract_activation": "gelu",
-}
+_TRAINING_ONLY = {"dropout", "layerscale_init"}
+_NO_DEFAULT = f", whose default is not the same in {V001} and {V002}"
 
 
-def build_parts(config: Mapping[str, Any], *, where: Where) -> dict[str, nn.Module]:
+def build_parts(
+    config: Mapping[str, Any], *, where: Where, layout: str | None = None, sketch: bool = False
+) -> dict[str, nn.Module]:
     """Build the five parts of a codec, with weights as their constructors draw them.
+
+    What a configuration leaves out takes the default of the published version that wrote it. Where
+    the defaults of the versions differ and neither ``layout`` nor a key that only one of them has
+    tells which it was, the missing key is an error.
 
     Parameters
     ----------
     config : content of config.json, ours or a published one.
     where : where it comes from; every message names it.
+    layout : version that wrote the weights beside it, from ``legacy.layout_of_weights``; None if
+        there are none.
+    sketch : build on the meta device: modules that have shapes but take no memory.
 
     Returns
     -------
@@ -100,10 +93,17 @@ def build_parts(config: Mapping[str, Any], *, where: Where) -> dict[str, nn.Modu
     ------
     ValueError : if a name or key is missing or unknown, or an argument does not fit.
     """
-    known = {f"{part}_{field}" for part in PARTS for field in ("name", "config")}
-    if unknown := sorted(set(config) - known):
-        raise ValueError(f"{where} has the unknown key {unknown[0]!r}, not one of {_list(known)}")
-    return {part: _build_part(part, config, where=where) for part in PARTS}
+    if unknown := sorted(set(config) - KEYS):
+        raise ValueError(
+            f"{where} has the unknown key {shown(unknown[0])}, not one of {listed(KEYS)}"
+        )
+    layout = layout or layout_of_config(config)
+    parts = {}
+    for part in PARTS:
+        cls, arguments = _read_part(part, config, layout=layout, where=where)
+        key = f"{part}_config"
+        parts[part] = _construct(cls, arguments, sketch=sketch, key=key, where=where)
+    return parts
 
 
 def describe_parts(parts: Mapping[str, nn.Module]) -> dict[str, Any]:
@@ -127,74 +127,175 @@ def describe_parts(parts: Mapping[str, nn.Module]) -> dict[str, Any]:
     return config
 
 
-def check_encoder_config(encoder: nn.Module, config: Mapping[str, Any], *, where: Where) -> None:
-    """Compare what weights do not show (strides, heads, distances) beside what they do.
+def fingerprint(parts: Mapping[str, nn.Module]) -> str:
+    """Identity of a codec as far as its tokens are concerned, for the header of token files.
+
+    The first half of a SHA-256 over names and arguments of all parts but the decoder (another one
+    decodes the same tokens), in the words of config.json, and over the projections next to the
+    quantizer, in float32, which tell two trainings of one configuration apart. Left out are
+    arguments with the published default, so that one that comes later with a default changes no
+    fingerprint, and those that only matter in training.
 
     Parameters
     ----------
-    encoder : module that shall get the weights.
-    config : content of the config.json beside them, of a codec or of a transformers model.
-    where : where it comes from; every message names it.
+    parts : part name -> module.
+
+    Returns
+    -------
+    32 hexadecimal digits, the same on every device, in float64 too, and after saving and loading. A
+    codec in half precision is another one: its weights are rounded.
 
     Raises
     ------
-    ValueError : if the encoder is of another class or size, or needs more layers than are there.
+    ValueError : if a part is of a class that the tables of this file do not hold.
     """
-    if "encoder_config" in config:
-        cls = _select(PARTS["encoder"], config.get("encoder_name"), key="encoder_name", where=where)
-        if not isinstance(encoder, cls):
-            raise ValueError(
-                f"encoder of {where} is a {cls.__name__}, not a {type(encoder).__name__}"
-            )
-        theirs = config["encoder_config"]
-        if theirs.get("causal", False):
-            raise ValueError(f"encoder of {where} is causal, {cls.__name__} has full context")
-        names = {key: key for key in _parameters(cls) if key not in ("dropout", "num_layers")}
-        depth = "num_layers"
-    else:
-        for key, needed in _TRANSFORMERS_CHOICES.items():
-            if config.get(key, needed) != needed:
-                raise ValueError(
-                    f"{where} has {key} {config[key]!r} in config.json, "
-                    f"{type(encoder).__name__} needs {needed!r}"
-                )
-        theirs, names, depth = config, _TRANSFORMERS_KEYS, "num_hidden_layers"
-    for key, name in names.items():
-        ours = _plain(getattr(encoder, name))
-        if key in theirs and theirs[key] != ours:
-            raise ValueError(
-                f"{where} has {key} {theirs[key]}, but encoder.{name} is {ours}; "
-                f"set encoder.{name} to {theirs[key]}"
-            )
-    if theirs.get(depth, encoder.num_layers) < encoder.num_layers:
-        raise ValueError(
-            f"{where} has {theirs[depth]} layers, but encoder.num_layers is {encoder.num_layers}"
-        )
+    described = {
+        part: _distinctive(*_describe_part(part, parts[part]), cls=type(parts[part]))
+        for part in ("encoder", "compressor", "quantizer", "decompressor")
+    }
+    text = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode())
+    for projection in (parts["compressor"].out_proj, parts["decompressor"].in_proj):
+        for weights in (projection.weight, projection.bias):
+            digest.update(_float32_bytes(weights))
+    return digest.hexdigest()[:32]
+
+
+def read_encoder(
+    config: Mapping[str, Any], *, where: Where
+) -> tuple[type[nn.Module], dict[str, Any]]:
+    """Read the encoder's section alone.
+
+    Parameters
+    ----------
+    config : content of config.json of a codec.
+    where : where it comes from; every message names it.
+
+    Returns
+    -------
+    Class and all arguments of its constructor, as JSON values.
+
+    Raises
+    ------
+    ValueError : as `build_parts`.
+    """
+    cls, arguments = _read_part("encoder", config, layout=None, where=where)
+    return cls, {key: _plain(value) for key, value in (defaults_of(cls) | arguments).items()}
 
 
 def constructor_arguments(module: nn.Module) -> dict[str, Any]:
     """Arguments that make a module like this one, read from its attributes of the same names."""
-    return {name: getattr(module, name) for name in _parameters(type(module))}
+    return {name: getattr(module, name) for name in kinds_of(type(module))}
 
 
-def _build_part(part: str, config: Mapping[str, Any], *, where: Where) -> nn.Module:
-    name_key, config_key = f"{part}_name", f"{part}_config"
+# From config.json
+
+
+def _read_part(
+    part: str, config: Mapping[str, Any], *, layout: str | None, where: Where
+) -> tuple[type[nn.Module], dict[str, Any]]:
+    """Class of a part and its constructor's arguments."""
+    name_key, key = f"{part}_name", f"{part}_config"
+    name = config.get(name_key, default_name(part, layout))
     if name_key not in config:
-        raise ValueError(f"{where} lacks the key {name_key!r}")
-    arguments = config.get(config_key, {})
-    if not isinstance(arguments, dict):
-        raise ValueError(f"{config_key} of {where} must be a JSON object, got {arguments!r}")
-    cls = _select(PARTS[part], config[name_key], key=name_key, where=where)
-    arguments = {k: v for k, v in arguments.items() if k not in _WITHOUT_EFFECT.get(cls, ())}
-    if arguments.pop("causal", False):
+        if name is None:
+            raise ValueError(f"{where} lacks the key {name_key!r}{_NO_DEFAULT}")
+        name_key = f"default {name_key}"
+    cls = _select(PARTS[part], name, key=name_key, where=where)
+    words = {} if config.get(key) is None else config[key]
+    words = check_arguments(words, _kinds(cls), key=key, where=where)
+    words = {k: v for k, v in words.items() if k not in _WITHOUT_EFFECT.get(cls, ())}
+    if words.pop("causal", False):
         raise ValueError(
-            f"{config_key}.causal of {where} is true, but {cls.__name__} has full context only"
+            f"{key}.causal of {where} is true, but {cls.__name__} has full context only"
         )
+    words = _with_defaults(words, name=name, layout=layout, key=key, where=where)
     if cls in (Compressor, Decompressor):
-        arguments = _focal_from_published(arguments, key=config_key, where=where)
+        return cls, _focal_from_published(words, key=key, where=where)
+    if cls is BinarySphericalQuantizer:
+        return cls, _bsq_from_published(words, key=key, where=where)
+    if cls is Vocos and (input_dim := words.pop("input_channels", None)) is not None:
+        words["input_dim"] = input_dim
+    return cls, words
+
+
+def _kinds(cls: type[nn.Module]) -> dict[str, Any]:
+    """Type of everything that may stand in the ``<part>_config`` of a class."""
+    kinds = kinds_of(cls) | dict.fromkeys(_WITHOUT_EFFECT.get(cls, ()), Any)
+    if cls in (WavLM, Compressor, Decompressor, Vocos):
+        kinds["causal"] = bool
+    if cls in (Compressor, Decompressor):
+        del kinds["mixer"], kinds["activation"]
+        block = kinds_of(FocalBlock)
+        kinds |= {theirs: block[ours] for theirs, ours in _FOCAL_KEYS.items()}
+        kinds |= {"use_layerscale": bool, "layerscale_init": float}
+        kinds |= {f"{kind}_{field}": Any for kind in _FACTORIES for field in ("name", "config")}
     elif cls is BinarySphericalQuantizer:
-        arguments = _bsq_from_published(arguments, key=config_key, where=where)
-    return _construct(cls, arguments, key=config_key, where=where)
+        kinds = {"codebook_size": int}
+    elif cls is Vocos:
+        kinds["input_channels"] = int | None
+    return kinds
+
+
+def _with_defaults(
+    words: dict[str, Any], *, name: str, layout: str | None, key: str, where: Where
+) -> dict[str, Any]:
+    """Arguments completed by what the published class of this name takes for those left out."""
+    asked_for = default_arguments(name, V002).keys()
+    if "mixer_name" in words:
+        if flat := sorted(_FLAT_KEYS & words.keys()):
+            raise ValueError(
+                f"{key} of {where} has both mixer_name and {flat[0]}; move the latter to "
+                f"{key}.mixer_config"
+            )
+        asked_for = asked_for - _FLAT_KEYS
+    defaults = default_arguments(name, layout)
+    words = {k: v for k, v in defaults.items() if k in asked_for} | words
+    if missing := sorted(asked_for - words.keys()):
+        raise ValueError(f"{key} of {where} lacks the key {missing[0]!r}{_NO_DEFAULT}")
+    return words
+
+
+def _focal_from_published(words: dict[str, Any], *, key: str, where: Where) -> dict[str, Any]:
+    """Factories from the flat keys of the published layout, or from ours where these stand."""
+    flat = {k: words.pop(k) for k in _FLAT_KEYS & words.keys()}
+    if flat:
+        settings = {ours: flat[theirs] for theirs, ours in _FOCAL_KEYS.items()}
+        settings["layer_scale"] = flat["layerscale_init"] if flat["use_layerscale"] else None
+        settings["dropout"] = words.get("dropout", 0.0)
+        words["mixer"] = functools.partial(FocalBlock, **settings)
+    words.setdefault("activation_name", "Snake")
+    for kind, table in _FACTORIES.items():
+        if f"{kind}_name" in words:
+            cls = _select(table, words.pop(f"{kind}_name"), key=f"{key}.{kind}_name", where=where)
+            settings = words.pop(f"{kind}_config", {})
+            kinds = {k: v for k, v in kinds_of(cls).items() if k != "dim"}
+            check_arguments(settings, kinds, key=f"{key}.{kind}_config", where=where)
+            words[kind] = functools.partial(cls, **settings)
+    return words
+
+
+def _bsq_from_published(words: dict[str, Any], *, key: str, where: Where) -> dict[str, Any]:
+    size = words["codebook_size"]
+    if size & (size - 1):
+        raise ValueError(f"{key}.codebook_size of {where} must be a power of 2, got {size}")
+    return {"code_dim": size.bit_length() - 1}
+
+
+def _construct(
+    cls: type[nn.Module], arguments: dict[str, Any], *, sketch: bool, key: str, where: Where
+) -> nn.Module:
+    # LogMel looks at its filters while it is made, and has no weights to know the shapes of.
+    meta = torch.device("meta") if sketch and cls is not LogMel else contextlib.nullcontext()
+    try:
+        with meta:
+            return cls(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{key} of {where} does not make a {cls.__name__}: {reason}") from error
+
+
+# To config.json
 
 
 def _describe_part(part: str, module: nn.Module) -> tuple[str, dict[str, Any]]:
@@ -206,26 +307,9 @@ def _describe_part(part: str, module: nn.Module) -> tuple[str, dict[str, Any]]:
         arguments = _focal_to_published(arguments)
     elif cls is BinarySphericalQuantizer:
         arguments = {"codebook_size": module.codebook_size}
-    if part != "quantizer" and cls is not LogMel:
+    if "causal" in _kinds(cls):
         arguments["causal"] = False
     return name, {key: _plain(value) for key, value in arguments.items()}
-
-
-def _focal_from_published(arguments: dict[str, Any], *, key: str, where: Where) -> dict[str, Any]:
-    """Factories from the flat keys of the published layout, or from ours where these stand."""
-    arguments = dict(arguments)
-    flat = {ours: arguments.pop(theirs, default) for theirs, (ours, default) in _FOCAL_KEYS.items()}
-    scale = arguments.pop("layerscale_init", _LAYERSCALE_INIT)
-    flat["layer_scale"] = scale if arguments.pop("use_layerscale", False) else None
-    flat["dropout"] = arguments.get("dropout", 0.0)
-    for kind, cls, settings in (("mixer", FocalBlock, flat), ("activation", Snake, {})):
-        if f"{kind}_name" in arguments:
-            name = arguments.pop(f"{kind}_name")
-            cls = _select(_FACTORIES[kind], name, key=f"{key}.{kind}_name", where=where)
-            settings = arguments.pop(f"{kind}_config", {})
-        _check_keys(settings, _parameters(cls), key=f"{key}.{kind}_config", where=where)
-        arguments[kind] = functools.partial(cls, **settings)
-    return arguments
 
 
 def _focal_to_published(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +320,7 @@ def _focal_to_published(arguments: dict[str, Any]) -> dict[str, Any]:
     beyond = {"ffn_ratio": 4, "dropout": arguments["dropout"]}
     if mixer == "FocalBlock" and beyond.items() <= mixer_config.items():
         scale = mixer_config["layer_scale"]
-        arguments |= {theirs: mixer_config[ours] for theirs, (ours, _) in _FOCAL_KEYS.items()}
+        arguments |= {theirs: mixer_config[ours] for theirs, ours in _FOCAL_KEYS.items()}
         arguments["use_layerscale"] = scale is not None
         arguments["layerscale_init"] = _LAYERSCALE_INIT if scale is None else scale
     else:
@@ -254,46 +338,34 @@ def _describe_factory(factory: Callable[[int], nn.Module], *, kind: str) -> tupl
         if factory.args:
             raise ValueError(f"{kind} {factory} has positional arguments; give them by name")
     name = _name_of(_FACTORIES[kind], cls, what=kind)
-    defaults = {key: p.default for key, p in list(_parameters(cls).items())[1:]}
-    return name, {key: _plain(value) for key, value in (defaults | given).items()}
+    return name, {key: _plain(value) for key, value in (defaults_of(cls) | given).items()}
 
 
-def _bsq_from_published(arguments: dict[str, Any], *, key: str, where: Where) -> dict[str, Any]:
-    _check_keys(arguments, ["codebook_size"], key=key, where=where)
-    size = arguments.get("codebook_size")
-    if not isinstance(size, int) or size < 2 or size & (size - 1):
-        raise ValueError(f"{key}.codebook_size of {where} must be a power of 2, got {size!r}")
-    return {"code_dim": size.bit_length() - 1}
+def _distinctive(name: str, words: dict[str, Any], *, cls: type[nn.Module]) -> list[Any]:
+    """Name and arguments without those that have their default or only matter in training."""
+    defaults = {"causal": False} | defaults_of(cls) | default_arguments(name, V002)
+    for kind, table in _FACTORIES.items():
+        if f"{kind}_name" in words:
+            settings = _distinctive("", words[f"{kind}_config"], cls=table[words[f"{kind}_name"]])
+            words = words | {f"{kind}_config": settings[1]}
+    kept = {
+        key: int(value) if isinstance(value, float) and value.is_integer() else value
+        for key, value in words.items()
+        if key not in _TRAINING_ONLY and (key not in defaults or value != _plain(defaults[key]))
+    }
+    return [name, kept]
 
 
-def _construct(
-    cls: type[nn.Module], arguments: dict[str, Any], *, key: str, where: Where
-) -> nn.Module:
-    _check_keys(arguments, _parameters(cls), key=key, where=where)
-    try:
-        return cls(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{key} of {where} does not make a {cls.__name__}: {error}") from error
-
-
-def _check_keys(arguments: Any, known: Iterable[str], *, key: str, where: Where) -> None:
-    if not isinstance(arguments, dict):
-        raise ValueError(f"{key} of {where} must be a JSON object, got {arguments!r}")
-    if unknown := sorted(set(arguments) - set(known)):
-        raise ValueError(
-            f"{key} of {where} has the unknown key {unknown[0]!r}; known are {_list(known)}"
-        )
-
-
-def _parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(cls).parameters)
+def _float32_bytes(weights: Tensor) -> bytes:
+    """Little-endian bytes, whatever the machine."""
+    return weights.detach().to("cpu", torch.float32).numpy().astype("<f4").tobytes()
 
 
 def _select(
     table: Mapping[str, type[nn.Module]], name: Any, *, key: str, where: Where
 ) -> type[nn.Module]:
     if not isinstance(name, str) or name not in table:
-        raise ValueError(f"{key} of {where} is {name!r}; known are {_list(table)}")
+        raise ValueError(f"{key} of {where} is {shown(name)}; known are {listed(table)}")
     return table[name]
 
 
@@ -303,14 +375,10 @@ def _name_of(table: Mapping[str, type[nn.Module]], cls: Any, *, what: str) -> st
             return name
     raise ValueError(
         f"{what} is {cls!r}, which checkpoints have no name for; "
-        f"known are {_list(known.__name__ for known in table.values())}"
+        f"known are {listed(known.__name__ for known in table.values())}"
     )
 
 
 def _plain(value: Any) -> Any:
     """JSON value of a constructor argument."""
     return list(value) if isinstance(value, tuple | list) else value
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))

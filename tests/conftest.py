@@ -1,11 +1,13 @@
 """Fixtures that several test files share."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from speechbrain.utils.importutils import LazyModule
 
 from focalcodec import FocalCodec
 from focalcodec.focalnet import Compressor, Decompressor, FocalBlock, Snake
@@ -15,6 +17,12 @@ from focalcodec.vocos import Vocos
 from focalcodec.wavlm import WavLM
 from recipes.export import export
 from tests.stages import train, write_corpus
+
+# Hypothesis asks every module for its file; SpeechBrain's redirections from old names would be
+# imported by that, with a warning, if they did not have the answer.
+for _module in list(sys.modules.values()):
+    if isinstance(_module, LazyModule):
+        _module.__dict__.setdefault("__file__", None)
 
 ROOT = Path(__file__).resolve().parents[1]
 _MIXER = partial(FocalBlock, layer_scale=0.3)

@@ -2,8 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+import torchaudio
 
 from focalcodec import FocalCodec, Quantized, __version__
 from focalcodec.masking import num_valid
@@ -286,3 +289,41 @@ def test_impossible_numbers_of_samples_are_refused(make_codec, num_samples, mess
     codec = make_codec()
     with pytest.raises(ValueError, match=message):
         codec.toks_to_sig(torch.zeros(2, 3, dtype=torch.long), num_samples=num_samples)
+
+
+def test_published_quickstart_runs(codec_folder, root, tmp_path):
+    # The published README's way, from loading through torch.hub to audio at the file's own rate;
+    # soundfile stands in for torchaudio's reading and writing, which need torchcodec.
+    source = tmp_path / "speech.wav"
+    soundfile.write(source, 0.1 * np.random.default_rng(0).standard_normal(20_001), 24_000)
+    codec = torch.hub.load(str(root), "focalcodec", source="local", config=str(codec_folder))
+    codec.eval().requires_grad_(False)
+    wav, sample_rate = soundfile.read(source, dtype="float32")
+    sig = torchaudio.functional.resample(
+        torch.from_numpy(wav)[None], sample_rate, codec.sample_rate_input
+    )
+    toks = codec.sig_to_toks(sig)
+    codes = codec.toks_to_codes(toks)
+    rec_sig = codec.toks_to_sig(toks)
+    rec_sig = torchaudio.functional.resample(rec_sig, codec.sample_rate_output, sample_rate)
+    soundfile.write(tmp_path / "reconstruction.wav", rec_sig[0].numpy(), sample_rate)
+    assert toks.shape == (1, 42) and codes.shape == (1, 42, 13)
+    assert soundfile.info(tmp_path / "reconstruction.wav").frames == 42 * 320 * 3 // 2
+
+
+def test_config_gives_the_same_codec_with_new_weights(make_codec, tmp_path):
+    codec = make_codec(encoder="wavlm", factors=(2, 1, 1))
+    codec.save_pretrained(tmp_path / "trained")
+    new = FocalCodec.from_config(tmp_path / "trained", overrides={"encoder_config.dropout": 0.5})
+    assert new.encoder.dropout == 0.5 and codec.encoder.dropout == 0
+    assert {k: v.shape for k, v in new.state_dict().items()} == {
+        k: v.shape for k, v in codec.state_dict().items()
+    }
+    assert all(parameter.requires_grad for parameter in new.parameters())
+    assert new.model_id == ""
+    loaded = FocalCodec.from_pretrained(tmp_path / "trained")
+    assert loaded.model_id == "trained"
+    assert loaded.fingerprint == codec.fingerprint != new.fingerprint
+    (tmp_path / "trained" / "config.json").rename(tmp_path / "trained" / "other.json")
+    (tmp_path / "trained" / "model.safetensors").rename(tmp_path / "trained" / "other.safetensors")
+    assert FocalCodec.from_pretrained(tmp_path / "trained" / "other").model_id == "other"

@@ -1,22 +1,30 @@
 """Configurations: parts survive them, published names, and what a wrong one is told."""
 
 import functools
+import hashlib
+import inspect
 import json
+import re
+import struct
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from focalcodec import FocalCodec
 from focalcodec.config import (
     PARTS,
     build_parts,
-    check_encoder_config,
     constructor_arguments,
     describe_parts,
+    fingerprint,
 )
 from focalcodec.focalnet import FocalBlock, LeakyReLU, Snake
 from focalcodec.quantizers import LookupFreeQuantizer
+from focalcodec.wavlm import WavLM
+from tests.conftest import _make_codec
 
 
 @pytest.fixture
@@ -100,10 +108,20 @@ def test_what_has_no_name_is_not_saved(make_codec, tmp_path):
     assert not (tmp_path / "codec").exists()
 
 
+def set_mixer(config, name, settings):
+    """Replace the flat keys of the compressor by a mixer of ours."""
+    words = config["compressor_config"]
+    for word in [
+        word for word in words if word.startswith(("focal", "use_", "layerscale", "norm"))
+    ]:
+        del words[word]
+    words |= {"mixer_name": name, "mixer_config": settings}
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c.pop("encoder_name"), "lacks the key 'encoder_name'"),
+        (lambda c: c.pop("decoder_name"), "default decoder_name .*'WaveNeXt'; known are Vocos"),
         (
             lambda c: c.update(encoder_name="os.system"),
             "encoder_name .*'os.system'; known are LogM",
@@ -114,29 +132,73 @@ def test_what_has_no_name_is_not_saved(make_codec, tmp_path):
         (lambda c: c.update(encoder_config=3), "encoder_config .* must be a JSON object, got 3"),
         (lambda c: c["encoder_config"].update(hops=3), "encoder_config .*unknown key 'hops'"),
         (lambda c: c["encoder_config"].update(num_heads=3), "does not make a WavLM: dim must be"),
+        (lambda c: c["encoder_config"].update(num_heads="2"), r"num_heads .* 1048576, got '2'"),
+        (lambda c: c["encoder_config"].update(num_heads=2.0), r"num_heads .*a whole number from 1"),
+        (lambda c: c["encoder_config"].update(num_heads=True), "num_heads .*number.*, got True"),
+        (lambda c: c["encoder_config"].update(num_heads=None), "num_heads .*number.*, got None"),
         (
-            lambda c: c["compressor_config"].pop("input_dim"),
-            "does not make a Compressor.*input_dim",
+            lambda c: c["encoder_config"].update(dim=10**9),
+            r"encoder_config\.dim .*, got 1000000000",
         ),
+        (lambda c: c["encoder_config"].update(dim=0), r"encoder_config\.dim .*number from 1 to"),
+        (lambda c: c["encoder_config"].update(num_layers=10**4), "num_layers .*from 0 to 256, got"),
+        (
+            lambda c: c["encoder_config"].update(strides=5),
+            "strides .*a list of at most 256, each a",
+        ),
+        (lambda c: c["encoder_config"].update(strides=[5, 2, 2, 2, 2, 2, "2"]), "strides .*whole"),
+        (lambda c: c["encoder_config"].update(strides=[1] * 257), "strides .*at most 256, .*got"),
+        (
+            lambda c: c["encoder_config"].update(strides=[5, 2]),
+            "does not make a WavLM: hidden_dims",
+        ),
+        (lambda c: c["encoder_config"].update(dropout=2), "dropout .*a number from 0 to 1, got 2"),
+        (lambda c: c["encoder_config"].update(dropout=float("nan")), "dropout .*, got nan"),
+        (lambda c: c["encoder_config"].update(causal="no"), "causal .*must be true or false, got"),
+        (
+            lambda c: c["decoder_config"].update(layerscale_init=[]),
+            r"layerscale_init .*must be a number from -1048576 to 1048576 or null, got \[\]",
+        ),
+        (
+            lambda c: c["compressor_config"].update(focal_window=10**5000),
+            r"compressor_config\.focal_window .*from 1 to 1048576, got int of too many digits",
+        ),
+        (lambda c: c["compressor_config"].update(use_layerscale=1), "use_layerscale .*true or fal"),
+        (
+            lambda c: c["compressor_config"].update(focal_window=7, mixer_name="FocalBlock"),
+            "compressor_config .*has both mixer_name and focal_factor; move",
+        ),
+        (lambda c: c["quantizer_config"].update(causal=True), "quantizer_config .*key 'causal'"),
         (lambda c: c["compressor_config"].update(causal=True), r"compressor_config\.causal .*true"),
         (
             lambda c: c["compressor_config"].update(focal=1),
             "compressor_config .*unknown key 'focal'",
         ),
         (
-            lambda c: c["compressor_config"].update(mixer_name="torch.nn.Linear"),
-            "mixer_name .*Focal",
+            lambda c: set_mixer(c, "torch.nn.Linear", {}),
+            "mixer_name .*'torch.nn.Linear'; known are",
         ),
         (
-            lambda c: c["compressor_config"].update(mixer_name="FocalBlock", mixer_config={"k": 1}),
+            lambda c: set_mixer(c, "FocalBlock", {"k": 1}),
             "compressor_config.mixer_config .*unknown key 'k'",
         ),
         (
-            lambda c: c["compressor_config"].update(mixer_name="FocalBlock", mixer_config=[]),
+            lambda c: set_mixer(c, "FocalBlock", {"dim": 1}),
+            "compressor_config.mixer_config .*unknown key 'dim'",
+        ),
+        (
+            lambda c: set_mixer(c, "FocalBlock", {"level": 10**6}),
+            "compressor_config.mixer_config.level .*from 1 to 256, got 1000000",
+        ),
+        (
+            lambda c: set_mixer(c, "FocalBlock", []),
             r"compressor_config.mixer_config .*must be a JSON object, got \[\]",
         ),
         (lambda c: c["quantizer_config"].update(codebook_size=1000), "power of 2, got 1000"),
-        (lambda c: c["quantizer_config"].update(codebook_size=True), "power of 2, got True"),
+        (
+            lambda c: c["quantizer_config"].update(codebook_size=True),
+            "codebook_size .*a whole number from 2 to",
+        ),
         (lambda c: c["quantizer_config"].update(mask=1), "quantizer_config .*unknown key 'mask'"),
     ],
 )
@@ -145,33 +207,185 @@ def test_a_configuration_that_is_wrong_says_where(config, edit, message):
     with pytest.raises(ValueError, match=message) as error:
         build_parts(config, where="there/config.json")
     assert "\n" not in str(error.value) and "there/config.json" in str(error.value)
+    assert len(str(error.value)) < 700
+
+
+def test_a_missing_part_of_a_configuration_is_its_default(config):
+    expected = describe_parts(build_parts(config, where="config.json"))
+    for key in ("encoder_name", "compressor_name", "quantizer_name", "decompressor_name"):
+        del config[key]
+    del config["encoder_config"]["dropout"], config["compressor_config"]["use_post_norm"]
+    assert describe_parts(build_parts(config, where="config.json")) == expected
+    for missing in ({}, {"encoder_config": None}):
+        config = {k: v for k, v in config.items() if k != "encoder_config"} | missing
+        encoder = build_parts(config | {"decoder_name": "Vocos"}, where="x", sketch=True)["encoder"]
+        assert constructor_arguments(encoder) == constructor_arguments(WavLM(num_layers=6))
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([-1, 0, 1, 2, 3, 2**20, 2**31, 2**63, 10**30, 10**400])
+    | st.floats()
+    | st.text(max_size=9)
+    | st.sampled_from(["WavLM", "LogMel", "FocalBlock", "LeakyReLU", "Vocos"]),
+    lambda values: (
+        st.lists(values, max_size=8) | st.dictionaries(st.text(max_size=9), values, max_size=3)
+    ),
+    max_leaves=10,
+)
+TINY = json.loads(json.dumps(describe_parts(dict(_make_codec(encoder="wavlm").named_children()))))
+PLACES = [
+    *((key,) for key in TINY),
+    *((key, word) for key, words in TINY.items() if isinstance(words, dict) for word in words),
+    *(
+        (f"{part}compressor_config", f"{kind}_{field}")
+        for part in ("", "de")
+        for kind in ("mixer", "activation")
+        for field in ("name", "config")
+    ),
+    ("decoder_config", "input_channels"),
+    ("encoder_config", "max_cached_steps"),
+    ("more",),
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes=st.lists(st.tuples(st.sampled_from(PLACES), JSON), min_size=1, max_size=3))
+def test_any_change_of_a_configuration_builds_or_is_refused_in_one_line(changes):
+    config = json.loads(json.dumps(TINY))
+    for place, value in changes:
+        node = config
+        for key in place[:-1]:
+            node = node[key] if isinstance(node[key], dict) else {}
+        node[place[-1]] = value
+    try:
+        parts = build_parts(config, where="there/config.json", sketch=True)
+    except ValueError as error:
+        assert "there/config.json" in str(error) and "\n" not in str(error)
+    else:
+        assert list(parts) == list(PARTS)
+
+
+# Fingerprints
+
+
+def constant(config, value=0.5):
+    """Parts of a configuration, all of whose weights are one number."""
+    parts = build_parts(config, where="config.json")
+    for part in parts.values():
+        for parameter in part.parameters():
+            nn.init.constant_(parameter, value)
+    return parts
+
+
+def test_a_fingerprint_never_changes():
+    focal = {"focal_window": 7, "focal_factor": 2, "use_layerscale": True}
+    config = {
+        "encoder_name": "LogMel",
+        "encoder_config": {"n_mels": 16, "f_max": 7000.0},
+        "compressor_name": "FocalEncoder",
+        "compressor_config": focal
+        | {"input_dim": 16, "output_dim": 6, "hidden_dims": [12, 8], "downscale_factors": [2, 1]},
+        "quantizer_name": "BinarySphericalQuantizer",
+        "quantizer_config": {"codebook_size": 64},
+        "decompressor_name": "FocalDecoder",
+        "decompressor_config": focal
+        | {"input_dim": 6, "output_dim": 16, "hidden_dims": [8, 12], "upscale_factors": [1, 2]},
+        "decoder_name": "Vocos",
+        "decoder_config": {"input_dim": 16, "num_layers": 1, "dim": 8, "causal": False},
+    }
+    text = (
+        '{"compressor":["FocalEncoder",{"downscale_factors":[2,1],"focal_factor":2,'
+        '"focal_window":7,"hidden_dims":[12,8],"input_dim":16,"output_dim":6,'
+        '"use_layerscale":true}],"decompressor":["FocalDecoder",{"focal_factor":2,'
+        '"focal_window":7,"hidden_dims":[8,12],"input_dim":6,"output_dim":16,'
+        '"upscale_factors":[1,2],"use_layerscale":true}],"encoder":["LogMel",{"f_max":7000,'
+        '"n_mels":16}],"quantizer":["BinarySphericalQuantizer",{"codebook_size":64}]}'
+    )
+    num_weights = 6 * 8 + 6 + 8 * 6 + 8
+    digest = hashlib.sha256(text.encode() + num_weights * struct.pack("<f", 0.5)).digest()
+    assert fingerprint(constant(config)) == digest[:16].hex() == "ea61de1283ad13e95f12d756b570750e"
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    "edit",
     [
-        ({"hidden_size": 32}, r"hidden_size 32, but encoder\.dim is 16; set encoder\.dim to 32"),
-        ({"num_attention_heads": 4}, r"num_attention_heads 4, but encoder\.num_heads is 2"),
-        ({"max_bucket_distance": 800}, r"max_bucket_distance 800, but encoder\.max_distance is 80"),
-        ({"conv_stride": [5, 2, 2, 2, 2, 2, 1]}, r"conv_stride .* but encoder\.strides is"),
-        ({"num_hidden_layers": 1}, r"has 1 layers, but encoder\.num_layers is 2"),
-        ({"model_type": "hubert"}, "model_type 'hubert' .* WavLM needs 'wavlm'"),
-        ({"do_stable_layer_norm": False}, "do_stable_layer_norm False"),
-        ({"feat_extract_norm": "group"}, "feat_extract_norm 'group'"),
+        lambda c: c["encoder_config"].update(num_heads=4),
+        lambda c: c["encoder_config"].update(max_distance=90),
+        lambda c: c["encoder_config"].update(strides=[5, 2, 2, 2, 2, 2, 1]),
+        lambda c: c["encoder_config"].update(num_layers=1),
+        lambda c: c.update(encoder_name="LogMel", encoder_config={"n_mels": 16}),
+        lambda c: c["compressor_config"].update(downscale_factors=[1, 2, 1]),
+        lambda c: c["compressor_config"].update(normalize_modulator=True),
+        lambda c: c["compressor_config"].update(focal_window=9),
+        lambda c: c["compressor_config"].update(activation_name="LeakyReLU"),
+        lambda c: c["compressor_config"].update(
+            activation_name="LeakyReLU", activation_config={"negative_slope": 0.2}
+        ),
+        lambda c: set_mixer(c, "FocalBlock", {"ffn_ratio": 2}),
+        lambda c: c["decompressor_config"].update(use_post_norm=True),
+        lambda c: c["decompressor_config"].update(use_layerscale=False),
+        lambda c: c.update(quantizer_name="LookupFreeQuantizer", quantizer_config={"code_dim": 6}),
+        lambda c: c["quantizer_config"].update(codebook_size=32),
     ],
 )
-def test_a_transformers_model_of_another_kind_is_refused(make_codec, edit, message):
-    encoder = make_codec(encoder="wavlm").encoder
-    fitting = {
-        "model_type": "wavlm",
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 4,
-        "max_bucket_distance": 80,
-        "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-        "do_stable_layer_norm": True,
-        "feat_extract_norm": "layer",
-    }
-    check_encoder_config(encoder, fitting, where="source")
-    with pytest.raises(ValueError, match=message):
-        check_encoder_config(encoder, fitting | edit, where="source")
+def test_a_fingerprint_tells_arithmetics_apart(config, edit):
+    before = fingerprint(constant(config))
+    edit(config)
+    assert fingerprint(constant(config)) != before
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda c: c["decoder_config"].update(dim=10, n_fft=1024),
+        lambda c: c["encoder_config"].update(dropout=0.1, max_cached_steps=0),
+        lambda c: c["compressor_config"].update(dropout=0.1, layerscale_init=1.0),
+        lambda c: c["decompressor_config"].pop("causal"),
+    ],
+    ids=["decoder", "dropout", "initial scale", "default"],
+)
+def test_a_fingerprint_leaves_out_what_no_token_depends_on(config, edit):
+    before = fingerprint(constant(config))
+    edit(config)
+    assert fingerprint(constant(config)) == before
+
+
+def test_a_fingerprint_tells_trainings_apart(config):
+    parts = constant(config)
+    seen = {fingerprint(parts)}
+    for projection in (parts["compressor"].out_proj, parts["decompressor"].in_proj):
+        for weights in (projection.weight, projection.bias):
+            with torch.no_grad():
+                weights.flatten()[-1] += 1e-6
+            seen.add(fingerprint(parts))
+    assert len(seen) == 5 and all(re.fullmatch("[0-9a-f]{32}", one) for one in seen)
+
+
+@pytest.mark.parametrize("encoder", ["logmel", "wavlm"])
+def test_a_fingerprint_survives_saving_and_conversion(make_codec, tmp_path, encoder):
+    codec = make_codec(encoder=encoder, activation=functools.partial(LeakyReLU, negative_slope=0.2))
+    codec.save_pretrained(tmp_path)
+    loaded = FocalCodec.from_pretrained(tmp_path)
+    assert codec.fingerprint == loaded.fingerprint == loaded.double().fingerprint
+
+
+def test_an_argument_that_comes_later_changes_no_fingerprint(config, monkeypatch):
+    class Later(WavLM):
+        """WavLM as another release could have it."""
+
+        extra = 3
+
+    known = inspect.signature(WavLM)
+    extra = inspect.Parameter("extra", inspect.Parameter.KEYWORD_ONLY, default=3)
+    Later.__signature__ = known.replace(parameters=[*known.parameters.values(), extra])
+    parts = constant(config)
+    before = fingerprint(parts)
+    monkeypatch.setitem(PARTS["encoder"], "WavLM", Later)
+    parts["encoder"].__class__ = Later
+    assert describe_parts(parts)["encoder_config"]["extra"] == 3
+    assert fingerprint(parts) == before
+    parts["encoder"].extra = 4
+    assert fingerprint(parts) != before

@@ -1,30 +1,18 @@
-"""Checkpoints: round trips, published layouts, strictness, and encoder weights from elsewhere."""
+"""Codecs on disk and on the hub: round trips, where they are found, changed configurations."""
 
 import filecmp
+import inspect
 import json
-import pickle
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import WavLMConfig, WavLMModel
 
+import hubconf
 from focalcodec import FocalCodec, hub
 from focalcodec.config import constructor_arguments
 from focalcodec.wavlm import WavLM
-
-GOLDEN_CASES = pytest.mark.parametrize(
-    "case", ["noncausal_50hz", "noncausal_25hz", "noncausal_12_5hz"]
-)
-# Of the peak, end to end; measured float32 noise of the references is below 4e-6.
-GOLDEN_TOLERANCE = 1e-5
-
-
-def assert_near(got, expected):
-    assert got.shape == expected.shape
-    assert (got - expected).abs().max() <= GOLDEN_TOLERANCE * expected.abs().max()
 
 
 @pytest.fixture
@@ -37,6 +25,9 @@ def folder(make_codec, tmp_path):
 @pytest.fixture
 def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+KEY = "compressor.out_proj.bias"
 
 
 def edit_config(folder, edit):
@@ -78,74 +69,53 @@ def test_save_load_save_gives_the_same_bytes(folder, tmp_path):
     assert filecmp.cmpfiles(folder, tmp_path / "again", names, shallow=False)[0] == names
 
 
-@GOLDEN_CASES
-def test_published_checkpoints_give_their_tokens(shared, case):
-    golden = load_file(shared / "golden" / case / "io.safetensors")
-    codec = FocalCodec.from_pretrained(shared / "golden" / case)
-    names = {key.partition("/")[0] for key in golden if key.endswith("/rec_sig")}
-    for name in sorted(names - {"batch"}):
-        sig = golden[f"{name}/sig"]
-        toks, codes, rec_sig = codec(sig, exact_tail=False)
-        assert torch.equal(toks, golden[f"{name}/toks"])
-        assert_near(rec_sig, golden[f"{name}/rec_sig"])
-        for y in ("feats", "lats", "codes", "qfeats"):
-            if f"{name}/{y}" in golden:
-                got = getattr(codec, f"sig_to_{y}")(sig, exact_tail=False)
-                assert_near(got, golden[f"{name}/{y}"])
-    assert torch.equal(codec.toks_to_codes(golden["single/toks"]), golden["single/codes"])
-
-
-@GOLDEN_CASES
-def test_published_checkpoints_in_batches(shared, case):
-    golden = load_file(shared / "golden" / case / "io.safetensors")
-    codec = FocalCodec.from_pretrained(shared / "golden" / case)
-    sig, lens = golden["batch/sig"], golden["batch/length"]
-    no_lens = codec.sig_to_toks(sig, exact_tail=False)
-    assert torch.equal(no_lens, golden["batch/toks_no_length"])
-    # The published batch changes the shorter item's tokens; ours are those of the item alone.
-    alone = golden["batch/toks_item1_alone"]
-    toks = codec.sig_to_toks(sig, lens=lens, exact_tail=False)
-    assert torch.equal(toks[1:, : alone.shape[1]], alone)
-    assert torch.equal(toks[0], golden["batch/toks"][0])
-
-
-@GOLDEN_CASES
-def test_published_checkpoints_are_saved_as_they_were(shared, case, tmp_path):
-    published = shared / "golden" / case
-    FocalCodec.from_pretrained(published).save_pretrained(tmp_path)
-    ours = json.loads((tmp_path / "config.json").read_text())
-    for key, theirs in json.loads((published / "config.json").read_text()).items():
-        if isinstance(theirs, dict):
-            assert ours[key].items() <= theirs.items()
-        else:
-            assert ours[key] == theirs
-    theirs, ours = (load_file(path / "model.safetensors") for path in (published, tmp_path))
-    assert theirs.keys() == ours.keys()
-    assert all(torch.equal(theirs[key], ours[key]) for key in ours)
-
-
 # Where codecs are found
 
 
-def test_a_json_file_with_weights_beside_it_loads(folder, tmp_path):
-    expected = FocalCodec.from_pretrained(folder).state_dict()
+def assert_same_weights(codec, expected):
+    assert codec.state_dict().keys() == expected.state_dict().keys()
+    assert all(map(torch.equal, codec.state_dict().values(), expected.state_dict().values()))
+
+
+@pytest.mark.parametrize("weights", ["small.safetensors", "small.pt"])
+def test_a_json_file_with_weights_beside_it_loads(folder, tmp_path, weights):
+    expected = FocalCodec.from_pretrained(folder)
     (folder / "config.json").rename(tmp_path / "small.json")
-    (folder / "model.safetensors").rename(tmp_path / "small.safetensors")
+    if weights.endswith(".pt"):
+        torch.save(load_file(folder / "model.safetensors"), tmp_path / weights)
+    else:
+        (folder / "model.safetensors").rename(tmp_path / weights)
     for source in (tmp_path / "small.json", str(tmp_path / "small")):
-        loaded = FocalCodec.from_pretrained(source).state_dict()
-        assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+        assert_same_weights(FocalCodec.from_pretrained(source), expected)
 
 
-def test_config_json_of_a_snapshot_loads(folder):
-    FocalCodec.from_pretrained(folder / "config.json")
+@pytest.mark.parametrize("name", ["model.safetensors", "config.safetensors"])
+def test_a_snapshot_loads_by_its_folder_and_by_its_configuration(folder, name):
+    expected = FocalCodec.from_pretrained(folder)
+    (folder / "model.safetensors").rename(folder / name)
+    for source in (folder, folder / "config.json", folder / "config"):
+        assert_same_weights(FocalCodec.from_pretrained(source), expected)
 
 
-def test_a_hub_id_in_the_cache_needs_no_network(folder, tmp_path, monkeypatch):
-    repo = tmp_path / "cache" / "models--someone--codec"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text("0" * 40)
-    shutil.copytree(folder, repo / "snapshots" / ("0" * 40))
+def add_to_cache(folder, cache, *, commit, refs=()):
+    """Put the files of a folder into a hub cache, as a commit of someone/codec."""
+    repo = cache / "models--someone--codec"
+    shutil.copytree(folder, repo / "snapshots" / (commit * 40))
+    (repo / "refs").mkdir(exist_ok=True)
+    for ref in refs:
+        (repo / "refs" / ref).write_text(commit * 40)
 
+
+@pytest.fixture
+def cache(folder, tmp_path, monkeypatch):
+    """Hub cache with two commits of someone/codec, 0 and 1; asking the network is an error."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(
+            folder / name, folder / name.replace("config", "small").replace("model", "small")
+        )
+    add_to_cache(folder, tmp_path / "cache", commit="1", refs=["v1"])
+    edit_weights(folder, lambda state: state.update({KEY: torch.zeros(6)}))
+    add_to_cache(folder, tmp_path / "cache", commit="0", refs=["main"])
     asked = []
 
     def refuse(*address, **_):
@@ -155,28 +125,77 @@ def test_a_hub_id_in_the_cache_needs_no_network(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
     monkeypatch.setattr("socket.socket.connect", refuse)
-    codec = FocalCodec.from_pretrained("someone/codec", cache_dir=tmp_path / "cache")
-    assert codec.token_rate == 25.0
-    encoder = WavLM(**constructor_arguments(codec.encoder))
-    hub.load_encoder_weights(encoder, "someone/codec", cache_dir=tmp_path / "cache")
+    yield tmp_path / "cache"
     assert not asked
+
+
+@pytest.mark.parametrize("revision", [None, "main", "0" * 40, "v1", "1" * 40])
+@pytest.mark.parametrize("name", ["", "/config.json", "/config", "/small.json", "/small"])
+def test_a_hub_id_in_the_cache_needs_no_network(folder, cache, name, revision):
+    codec = FocalCodec.from_pretrained("someone/codec" + name, revision=revision, cache_dir=cache)
+    assert codec.token_rate == 25.0
+    edited = revision in (None, "main", "0" * 40) and "small" not in name
+    assert bool((codec.compressor.out_proj.bias == 0).all()) == edited
+
+
+def test_encoder_weights_in_the_cache_need_no_network(folder, cache):
+    expected = FocalCodec.from_pretrained(folder).encoder
+    for name in ("", "/small"):
+        encoder = WavLM(**constructor_arguments(expected))
+        hub.load_encoder_weights(encoder, "someone/codec" + name, cache_dir=cache)
+        assert_same_weights(encoder, expected)
+
+
+def test_weights_are_of_the_commit_of_the_configuration(folder, tmp_path, monkeypatch):
+    (folder / "model.safetensors").unlink()
+    add_to_cache(folder, tmp_path / "cache", commit="a", refs=["main"])
+    asked = []
+
+    def download(repo, name, *, revision, cache_dir):
+        asked.append((repo, name, revision))
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(FileNotFoundError, match="gives no model.safetensors or .* no network"):
+        FocalCodec.from_pretrained("someone/codec", cache_dir=tmp_path / "cache")
+    assert asked == [("someone/codec", "model.safetensors", "a" * 40)]
+
+
+def test_a_revision_of_what_is_here_is_refused(folder):
+    for source in (folder, folder / "config.json"):
+        with pytest.raises(ValueError, match="is a file or folder here and has no revision 'v1'"):
+            FocalCodec.from_pretrained(source, revision="v1")
+    encoder = FocalCodec.from_pretrained(folder).encoder
+    with pytest.raises(ValueError, match="is a file or folder here and has no revision 'v1'"):
+        hub.load_encoder_weights(encoder, folder / "model.safetensors", revision="v1")
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("/nowhere/codec", "/nowhere/codec does not exist"),
+        ("/nowhere/codec", "/nowhere/codec does not exist, and it is not a hub id"),
         ("./codec", "./codec does not exist"),
         ("codec", "codec does not exist, and it is not a hub id of the form owner/name"),
+        ("results/codec.json", "results/codec.json does not exist, and it is not a hub id"),
         ("results/.../codec", "results/.../codec does not exist"),
-        ("results/a--b", "results/a--b is not a folder here and no hub id"),
-        ("someone/absent", "someone/absent is not a folder here, and the hub gives no config.json"),
+        ("results/a/b/codec", "results/a/b/codec does not exist, and it is not a hub id"),
+        ("results/a--b", "results/a--b does not exist here, and results/a--b is no hub id"),
+        ("results/a--b/c", "results/a--b/c does not exist here, and results/a--b is no hub id"),
+        (
+            "someone/absent",
+            "someone/absent does not exist here, and the hub gives no config.json of someone",
+        ),
+        (
+            "runs/absent/codec",
+            "runs/absent/codec does not exist here, and the hub gives no codec.json of runs/absent",
+        ),
     ],
 )
 def test_a_missing_source_is_named(source, message, offline, tmp_path):
-    with pytest.raises(FileNotFoundError, match=message) as error:
-        FocalCodec.from_pretrained(source, cache_dir=tmp_path)
-    assert "\n" not in str(error.value)
+    for load in (FocalCodec.from_pretrained, FocalCodec.from_config):
+        with pytest.raises(FileNotFoundError, match=message) as error:
+            load(source, cache_dir=tmp_path)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -195,84 +214,110 @@ def test_a_wrong_configuration_is_named_by_its_file(folder):
         FocalCodec.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", ""])
-def test_a_configuration_that_is_no_object_is_refused(folder, text):
-    (folder / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="config.json (is not JSON|holds a list)"):
-        FocalCodec.from_pretrained(folder)
-
-
-KEY = "compressor.out_proj.bias"
-
-
 @pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda s: s.pop(KEY), f"lacks 1 of [0-9]+ weights, the first is {KEY}"),
-        (
-            lambda s: s.update(extra=s[KEY].clone()),
-            "has 1 weights with no place, the first is extra",
-        ),
-        (
-            lambda s: s.update({KEY: torch.ones(7)}),
-            rf"has {KEY} of shape \(7,\), .* asks for \(6,\)",
-        ),
-    ],
-    ids=["missing", "unexpected", "shape"],
+    "text",
+    [b"{", b"[]", b"3", b"", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b'{"a": 1' + b"0" * 5000],
+    ids=["cut", "list", "number", "empty", "no UTF-8", "deep", "deep object", "huge number"],
 )
-def test_weights_that_do_not_fit_are_refused(folder, edit, message):
-    edit_weights(folder, edit)
-    with pytest.raises(ValueError, match=message) as error:
+def test_a_configuration_that_is_no_object_is_refused(folder, text):
+    (folder / "config.json").write_bytes(text)
+    with pytest.raises(ValueError, match="config.json (is not JSON|holds a (list|int))") as error:
         FocalCodec.from_pretrained(folder)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "state",
-    [
-        {"weight": torch.ones(2, 3)},
-        {"weight": torch.ones(2, 3), "bias": torch.ones(3)},
-        {"weight": torch.ones(2, 3), "bias": torch.ones(2), "gain": torch.ones(2)},
-        {"weight": torch.ones(2, 3), "bias": 1.0},
-        [torch.ones(2, 3), torch.ones(2)],
-    ],
-    ids=["missing", "shape", "left over", "number", "list"],
-)
-def test_a_module_that_refuses_weights_keeps_its_own(state):
-    module = nn.Linear(3, 2)
-    before = {key: value.clone() for key, value in module.state_dict().items()}
-    with pytest.raises(ValueError, match=r"^there/some\.pt does not fit: it "):
-        hub.load_strict(module, state, where="there/some.pt")
-    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+def test_what_is_no_configuration_is_refused(folder):
+    for load in (FocalCodec.from_pretrained, FocalCodec.from_config):
+        with pytest.raises(ValueError, match=r"model\.safetensors is not a codec; give the folder"):
+            load(folder / "model.safetensors")
 
 
-def test_damaged_weights_are_refused(folder):
-    path = folder / "model.safetensors"
-    whole = path.read_bytes()
-    for broken in (b"", whole[:5], whole[:-1], b"\xff" * 100):
-        path.write_bytes(broken)
-        with pytest.raises(ValueError, match=r"model\.safetensors is damaged") as error:
-            FocalCodec.from_pretrained(folder)
-        assert "\n" not in str(error.value)
+# Random weights, and changed configurations
 
 
-def test_pickles_are_read_as_tensors_alone(folder, tmp_path):
-    path = folder / "model.pt"
-    torch.save(load_file(folder / "model.safetensors"), path)
+def test_random_weights_need_no_file_of_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"not read")
+    codecs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        codecs.append(FocalCodec.from_config(folder))
     (folder / "model.safetensors").unlink()
-    FocalCodec.from_pretrained(folder)
+    codecs.append(FocalCodec.from_config(folder))
+    assert_same_weights(*codecs[:2])
+    assert not torch.equal(
+        codecs[2].compressor.out_proj.weight, codecs[0].compressor.out_proj.weight
+    )
+    assert codecs[0](torch.randn(1, 3000)).toks.shape == (1, 5)
 
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "was_here"), "w"))
 
-    path.write_bytes(pickle.dumps({KEY: Evil()}, protocol=2))
-    with pytest.raises(ValueError, match=r"model\.pt is damaged or not a file of weights"):
+def test_more_random_weights_than_a_codec_has_are_refused(folder):
+    edit_config(folder, lambda c: c["encoder_config"].update(dim=2**16, ffn_dim=2**20))
+    with pytest.raises(
+        ValueError, match=r"config\.json asks for [0-9]+ weights, more than 42949672"
+    ):
+        FocalCodec.from_config(folder)
+    with pytest.raises(ValueError, match="does not fit: it has .* but the configuration asks for"):
         FocalCodec.from_pretrained(folder)
-    assert not (tmp_path / "was_here").exists()
-    torch.save([1, 2], path)
-    with pytest.raises(ValueError, match=r"model\.pt is not a state dict of tensors"):
-        FocalCodec.from_pretrained(folder)
+
+
+def test_overrides_replace_what_the_configuration_says(folder):
+    before = (folder / "config.json").read_bytes()
+    overrides = {
+        "encoder_config.max_cached_steps": 0,
+        "encoder_config.dropout": 0.25,
+        "decoder_config.n_fft": 640,
+        "compressor_config.hidden_dims": (12, 10, 8),
+    }
+    parts = hub.load_parts(folder, overrides=overrides)
+    assert parts["encoder"].dropout == 0.25
+    expected = FocalCodec.from_pretrained(folder)
+    assert_same_weights(FocalCodec(**parts), expected)
+    smaller = FocalCodec.from_config(folder, overrides={"quantizer_config.codebook_size": 64})
+    assert smaller.codebook_size == 64
+    assert (folder / "config.json").read_bytes() == before
+    assert_same_weights(FocalCodec.from_pretrained(folder, overrides={}), expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"encoder_config.hops": 1}, "encoder_config of .* has the unknown key 'hops'"),
+        ({"encoder_confg.dim": 1}, "has the unknown key 'encoder_confg'"),
+        ({"": 1}, "has the unknown key ''"),
+        (
+            {"encoder_name.dim": 1},
+            "override 'encoder_name.dim' does not fit .*'encoder_name' is no",
+        ),
+        (
+            {"encoder_config.dim.x": 1},
+            "override 'encoder_config.dim.x' does not fit .*: 'dim' is no",
+        ),
+        ({"encoder_config.dim": "16"}, "encoder_config.dim of .* must be a whole number from 1 to"),
+        ({"encoder_config.ffn_dim": 25}, r"has encoder\..* but the configuration asks for"),
+        ({"decoder_config.causal": True}, "decoder_config.causal of .* is true"),
+        ({1: 2}, r"overrides must map dotted keys to values, got \{1: 2\}"),
+        (["encoder_config.dim"], "overrides must map dotted keys to values, got"),
+    ],
+)
+def test_overrides_that_do_not_fit_are_refused(folder, overrides, message):
+    with pytest.raises(ValueError, match=message) as error:
+        hub.load_parts(folder, overrides=overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_torch_hub_loads_a_codec_from_the_repository(folder, root):
+    codec = torch.hub.load(str(root), "focalcodec", source="local", config=str(folder))
+    assert_same_weights(codec, FocalCodec.from_pretrained(folder))
+    codec = torch.hub.load(
+        str(root),
+        "focalcodec",
+        source="local",
+        config=str(folder),
+        pretrained=False,
+        overrides={"encoder_config.dropout": 0.5},
+    )
+    assert codec.encoder.dropout == 0.5 and codec.training
+    assert "lucadellalib/focalcodec_50hz" in str(inspect.signature(hubconf.focalcodec))
 
 
 def test_a_failed_save_leaves_the_old_codec(make_codec, folder, monkeypatch):
@@ -285,135 +330,3 @@ def test_a_failed_save_leaves_the_old_codec(make_codec, folder, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         make_codec().save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-# Encoder weights
-
-
-@pytest.fixture(scope="module")
-def wavlm_folder(tmp_path_factory):
-    """Folder of a tiny WavLM of transformers with 4 layers."""
-    torch.manual_seed(0)
-    config = WavLMConfig(
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=24,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=2,
-        num_buckets=32,
-        max_bucket_distance=80,
-        feat_extract_norm="layer",
-        do_stable_layer_norm=True,
-        apply_spec_augment=False,
-    )
-    folder = tmp_path_factory.mktemp("wavlm")
-    WavLMModel(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def encoder(make_codec):
-    """Return an encoder of 2 layers that fits ``wavlm_folder`` and ``folder``."""
-    return make_codec(encoder="wavlm").encoder
-
-
-def hidden_states(folder, sig):
-    model = WavLMModel.from_pretrained(folder).eval()
-    with torch.no_grad():
-        return model(sig, output_hidden_states=True).hidden_states[2]
-
-
-@pytest.mark.parametrize("form", ["folder", "shards", "pickle", "file", "prefix"])
-def test_encoder_takes_its_layers_of_a_transformers_model(wavlm_folder, encoder, tmp_path, form):
-    source = tmp_path / "source"
-    shutil.copytree(wavlm_folder, source)
-    state = load_file(source / "model.safetensors")
-    if form == "shards":
-        (source / "model.safetensors").unlink()
-        WavLMModel.from_pretrained(wavlm_folder).save_pretrained(source, max_shard_size="20KB")
-        assert not (source / "model.safetensors").exists()
-    elif form == "pickle":
-        (source / "model.safetensors").unlink()
-        torch.save(state, source / "pytorch_model.bin")
-    elif form == "file":
-        source = source / "model.safetensors"
-    elif form == "prefix":
-        save_file({f"wavlm.{k}": v for k, v in state.items()}, source / "model.safetensors")
-    hub.load_encoder_weights(encoder, source)
-    sig = torch.randn(1, 4000)
-    with torch.no_grad():
-        feats = encoder(sig)
-    torch.testing.assert_close(feats, hidden_states(wavlm_folder, sig), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("form", ["folder", "json", "file", "encoder", "encoder.pt"])
-def test_encoder_takes_its_layers_of_a_codec(folder, encoder, tmp_path, form):
-    expected = FocalCodec.from_pretrained(folder).encoder.state_dict()
-    deeper = expected | {
-        k.replace("layers.1.", "layers.2."): v
-        for k, v in expected.items()
-        if k.startswith("encoder.layers.1.")
-    }
-    source = {
-        "folder": folder,
-        "json": folder / "config.json",
-        "file": folder / "model.safetensors",
-        "encoder": tmp_path / "wavlm.safetensors",
-        "encoder.pt": tmp_path / "wavlm.pt",
-    }[form]
-    save_file({k: v.clone() for k, v in deeper.items()}, tmp_path / "wavlm.safetensors")
-    torch.save(deeper, tmp_path / "wavlm.pt")
-    for parameter in encoder.parameters():
-        nn.init.zeros_(parameter)
-    hub.load_encoder_weights(encoder, source)
-    assert all(torch.equal(value, expected[key]) for key, value in encoder.state_dict().items())
-
-
-def test_encoder_weights_of_golden_transformers_folder(shared):
-    golden = shared / "golden" / "hf_wavlm"
-    config = json.loads((golden / "encoder_config.json").read_text())
-    encoder = WavLM(**config["encoder_config"]).eval()
-    io = load_file(golden / "io.safetensors")
-    for source in (golden / "hf", golden / "encoder.safetensors"):
-        hub.load_encoder_weights(encoder, source)
-        with torch.no_grad():
-            assert_near(encoder(io["single/sig"]), io["single/feats"])
-
-
-def test_another_encoder_is_refused(make_codec, folder, encoder, tmp_path):
-    make_codec().save_pretrained(tmp_path / "logmel")
-    with pytest.raises(ValueError, match="encoder of .* is a LogMel, not a WavLM"):
-        hub.load_encoder_weights(encoder, tmp_path / "logmel")
-    with pytest.raises(ValueError, match="LogMel has no weights to load"):
-        hub.load_encoder_weights(make_codec().encoder, folder)
-    arguments = constructor_arguments(encoder)
-    with pytest.raises(ValueError, match=r"has 2 layers, but encoder\.num_layers is 3"):
-        hub.load_encoder_weights(WavLM(**arguments | {"num_layers": 3}), folder)
-    with pytest.raises(ValueError, match=r"max_distance 80, but encoder\.max_distance is 90"):
-        hub.load_encoder_weights(WavLM(**arguments | {"max_distance": 90}), folder)
-    with pytest.raises(ValueError, match="lacks [0-9]+ of [0-9]+ weights, the first is encoder.l"):
-        hub.load_encoder_weights(
-            WavLM(**arguments | {"num_layers": 3}), folder / "model.safetensors"
-        )
-
-
-def test_encoder_weights_that_are_missing_are_named(wavlm_folder, encoder, tmp_path):
-    shutil.copytree(wavlm_folder, tmp_path / "source")
-    key = "encoder.layers.1.attention.k_proj.weight"
-    edit_weights(tmp_path / "source", lambda state: state.pop(key))
-    with pytest.raises(ValueError, match=key):
-        hub.load_encoder_weights(encoder, tmp_path / "source")
-    (tmp_path / "source" / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors or .*pytorch_model"):
-        hub.load_encoder_weights(encoder, tmp_path / "source")
-
-
-def test_shards_outside_the_folder_are_refused(wavlm_folder, encoder, tmp_path):
-    shutil.copytree(wavlm_folder, tmp_path / "source")
-    (tmp_path / "source" / "model.safetensors").rename(tmp_path / "model.safetensors")
-    index = {"weight_map": {"encoder.x": "../model.safetensors"}}
-    (tmp_path / "source" / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="not a plain file name"):
-        hub.load_encoder_weights(encoder, tmp_path / "source")

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BASE = {"focalcodec.masking", "focalcodec.streaming"}
 MODELS = {f"focalcodec.{name}" for name in ("wavlm", "logmel", "focalnet", "mixers", "vocos")}
-FILES = {"focalcodec.config", "focalcodec.hub"}
+WORDS = {"focalcodec.arguments", "focalcodec.legacy", "focalcodec.config"}
+FILES = WORDS | {f"focalcodec.{name}" for name in ("weights", "encoder_weights", "hub")}
 TOP = {"focalcodec.codec", "focalcodec.__main__", "focalcodec"}
 TRAINING = {"speechbrain", "hyperpyyaml", "recipes", "train_decoder", "train_quantizer"}
 LAZY_IN_HUB = {"huggingface_hub", "safetensors", "transformers"}
@@ -54,9 +55,11 @@ def test_imports_keep_to_their_layer(path):
     if module in MODELS:
         others = MODELS | TOP | FILES | {"focalcodec.quantizers"}
         assert not {name for name in names if name in others - {module}}, "models are independent"
-    if module == "focalcodec.config":
-        above = TOP | {"focalcodec.hub"}
+    if module in WORDS:
+        above = TOP | FILES - WORDS
         assert not names & above, "what a configuration says does not depend on where it lies"
+    if module in {"focalcodec.arguments", "focalcodec.legacy", "focalcodec.weights"}:
+        assert not names & (MODELS | {"focalcodec.config"}), "they know no module of the codec"
     if module in FILES:
         assert "focalcodec.codec" not in names
         assert not _within(_imports(path, top_level_only=True), LAZY_IN_HUB), (
