@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from focalcodec import config, hub
+from focalcodec import hub
 from focalcodec.checks import (
     check_finite,
     check_interfaces,
@@ -216,8 +216,8 @@ class FocalCodec(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits that codecs with the same tokens share; see `config.fingerprint`."""
-        return config.fingerprint(dict(self.named_children()))
+        """32 hex digits that codecs with the same tokens share; see `hub.fingerprint`."""
+        return hub.fingerprint(dict(self.named_children()))
 
     @property
     def codebook_size(self) -> int:

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from focalcodec import FocalCodec
-from focalcodec.config import (
+from focalcodec.focalnet import FocalBlock, LeakyReLU, Snake
+from focalcodec.hub.config import (
     PARTS,
     build_parts,
     constructor_arguments,
     describe_parts,
     fingerprint,
 )
-from focalcodec.focalnet import FocalBlock, LeakyReLU, Snake
 from focalcodec.quantizers import LookupFreeQuantizer
 from focalcodec.wavlm import WavLM
 from tests.conftest import _make_codec

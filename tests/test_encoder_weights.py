@@ -10,8 +10,8 @@ from torch import nn
 from transformers import WavLMConfig, WavLMModel
 
 from focalcodec import FocalCodec, hub
-from focalcodec.config import constructor_arguments
-from focalcodec.encoder_weights import check_encoder_config
+from focalcodec.hub.config import constructor_arguments
+from focalcodec.hub.encoder import check_encoder_config
 from focalcodec.wavlm import WavLM
 
 

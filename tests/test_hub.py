@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import hubconf
 from focalcodec import FocalCodec, hub
-from focalcodec.config import constructor_arguments
+from focalcodec.hub.config import constructor_arguments
 from focalcodec.wavlm import WavLM
 
 

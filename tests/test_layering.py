@@ -8,9 +8,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BASE = {"focalcodec.masking", "focalcodec.streaming"}
 MODELS = {f"focalcodec.{name}" for name in ("wavlm", "logmel", "focalnet", "mixers", "vocos")}
-WORDS = {"focalcodec.arguments", "focalcodec.legacy", "focalcodec.config"}
-FILES = WORDS | {f"focalcodec.{name}" for name in ("weights", "encoder_weights", "hub")}
-TOP = {"focalcodec.codec", "focalcodec.__main__", "focalcodec"}
+WORDS = {"focalcodec.hub.arguments", "focalcodec.hub.legacy", "focalcodec.hub.config"}
+FILES = WORDS | {f"focalcodec.hub{name}" for name in ("", ".weights", ".encoder", ".files")}
+COMMAND_LINE = {
+    f"focalcodec.{name}"
+    for name in "__main__ cli options transcoding sources inference report jobs audio".split()
+}
+TOP = {"focalcodec.codec", "focalcodec"} | COMMAND_LINE
 TRAINING = {"speechbrain", "hyperpyyaml", "recipes", "train_decoder", "train_quantizer"}
 LAZY_IN_HUB = {"huggingface_hub", "safetensors", "transformers"}
 SOURCES = sorted(
@@ -58,13 +62,15 @@ def test_imports_keep_to_their_layer(path):
     if module in WORDS:
         above = TOP | FILES - WORDS
         assert not names & above, "what a configuration says does not depend on where it lies"
-    if module in {"focalcodec.arguments", "focalcodec.legacy", "focalcodec.weights"}:
-        assert not names & (MODELS | {"focalcodec.config"}), "they know no module of the codec"
+    if module in {"focalcodec.hub.arguments", "focalcodec.hub.legacy", "focalcodec.hub.weights"}:
+        assert not names & (MODELS | {"focalcodec.hub.config"}), "they know no module of the codec"
     if module in FILES:
         assert "focalcodec.codec" not in names
         assert not _within(_imports(path, top_level_only=True), LAZY_IN_HUB), (
             "hub imports them lazily"
         )
+    if module not in COMMAND_LINE:
+        assert not names & COMMAND_LINE - {"focalcodec.audio"}, "nothing else knows the commands"
     if module.startswith("recipes.common"):
         assert not {name for name in names if name.startswith("recipes.train_")}
         assert not _within(names, {"train_decoder", "train_quantizer"})

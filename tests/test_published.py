@@ -11,8 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from focalcodec import FocalCodec, hub
-from focalcodec.config import build_parts, constructor_arguments, fingerprint
-from focalcodec.legacy import V001, V002, layout_of_config, layout_of_weights, rename_codec_weights
+from focalcodec.hub.config import build_parts, constructor_arguments, fingerprint
+from focalcodec.hub.legacy import (
+    V001,
+    V002,
+    layout_of_config,
+    layout_of_weights,
+    rename_codec_weights,
+)
 from focalcodec.wavlm import WavLM
 
 NEW_CASES = ["noncausal_50hz", "noncausal_25hz", "noncausal_12_5hz"]

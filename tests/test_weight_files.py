@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from focalcodec import FocalCodec
-from focalcodec.weights import load_strict, read_state
+from focalcodec.hub.weights import load_strict, read_state
 
 KEY = "compressor.out_proj.bias"
 

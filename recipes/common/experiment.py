@@ -20,7 +20,6 @@ from ruamel.yaml.comments import CommentedMap
 from speechbrain.utils.distributed import ddp_init_group, run_on_main
 
 from focalcodec import hub
-from focalcodec.config import constructor_arguments
 from recipes.common import dataio
 from recipes.common.files import existing_folder, folder_outside
 from recipes.common.run_folder import RunFolder
@@ -186,7 +185,7 @@ def load_encoder(encoder: torch.nn.Module, checkpoint: str | None) -> None:
         logger.warning("encoder_checkpoint is random: the features carry no pretrained knowledge")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            fresh = type(encoder)(**constructor_arguments(encoder))
+            fresh = type(encoder)(**hub.constructor_arguments(encoder))
         encoder.load_state_dict(fresh.state_dict())
     else:
         hub.load_encoder_weights(encoder, checkpoint)
@@ -195,7 +194,7 @@ def load_encoder(encoder: torch.nn.Module, checkpoint: str | None) -> None:
 def fingerprint(encoder: torch.nn.Module) -> str:
     """Short hash of an encoder's class, arguments and weights; equal for equal features."""
     digest = hashlib.sha256(type(encoder).__name__.encode())
-    digest.update(repr(sorted(constructor_arguments(encoder).items())).encode())
+    digest.update(repr(sorted(hub.constructor_arguments(encoder).items())).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

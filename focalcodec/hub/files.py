@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from focalcodec.arguments import shown
-from focalcodec.config import PARTS, build_parts, describe_parts
-from focalcodec.encoder_weights import check_encoder_config, encoder_weights
-from focalcodec.legacy import layout_of_weights, rename_codec_weights
-from focalcodec.weights import check_fit, load_strict, read_state
+from focalcodec.hub.arguments import shown
+from focalcodec.hub.config import PARTS, build_parts, describe_parts
+from focalcodec.hub.encoder import check_encoder_config, encoder_weights
+from focalcodec.hub.legacy import layout_of_weights, rename_codec_weights
+from focalcodec.hub.weights import check_fit, load_strict, read_state
 
 Source = str | os.PathLike[str]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from focalcodec.arguments import Where, shown
+from focalcodec.hub.arguments import Where, shown
 
 _PRECISIONS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from focalcodec.arguments import Where
+from focalcodec.hub.arguments import Where
 
 V001 = "v0.0.1"
 V002 = "v0.0.2"

@@ -9,7 +9,7 @@ else (``legacy.py`` holds what v0.0.1 had otherwise)::
 What that layout has no words for is written under keys of ours (``mixer_name``, ``mixer_config``,
 ``activation_name``, ``activation_config``). A configuration comes from strangers: the names in it
 select from the tables below and never import anything, and ``arguments.py`` checks every value.
-Files are the business of ``hub.py``.
+Files are the business of ``files.py``.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from focalcodec.arguments import Where, check_arguments, defaults_of, kinds_of, listed, shown
 from focalcodec.focalnet import Compressor, Decompressor, FocalBlock, LeakyReLU, Snake
-from focalcodec.legacy import V001, V002, default_arguments, default_name, layout_of_config
+from focalcodec.hub.arguments import Where, check_arguments, defaults_of, kinds_of, listed, shown
+from focalcodec.hub.legacy import V001, V002, default_arguments, default_name, layout_of_config
 from focalcodec.logmel import LogMel
 from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
 from focalcodec.vocos import Vocos

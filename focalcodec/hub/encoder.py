@@ -1,7 +1,7 @@
 """Pretrained weights for an encoder: whether they are of its kind, and their names here.
 
 They come from a WavLM in the layout of transformers, from a codec of either published layout, or
-from an encoder alone. Files are the business of ``hub.py``.
+from an encoder alone. Files are the business of ``files.py``.
 """
 
 import re
@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from focalcodec.arguments import Where, shown
-from focalcodec.config import KEYS, read_encoder
-from focalcodec.legacy import rename_encoder_weights
+from focalcodec.hub.arguments import Where, shown
+from focalcodec.hub.config import KEYS, read_encoder
+from focalcodec.hub.legacy import rename_encoder_weights
 from focalcodec.wavlm import state_dict_from_transformers
 
 # config.json of transformers -> attribute of our WavLM, for sizes that two models must share to
