@@ -479,7 +479,14 @@ class FocalCodec(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         check_mono(sig, sample_rate=self.sample_rate, dtype=self._dtype)
         check_finite(sig, lens, name="sig")
-        return encode(self.encoder, sig, lens=lens, exact_tail=exact_tail)
+        feats, mask = encode(self.encoder, sig, lens=lens, exact_tail=exact_tail)
+        if not bool(feats.isfinite().all()):
+            raise ValueError(
+                "the encoder overflows: its features are not finite, and every token would be 0; "
+                f"sig peaks at {float(sig.nan_to_num().abs().max()):g}, scale it to [-1, 1] or "
+                f"compute in more than {feats.dtype}"
+            )
+        return feats, mask
 
     def _compress(self, feats: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         lats = self.compressor(feats, mask=mask)

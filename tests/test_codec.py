@@ -255,6 +255,14 @@ def test_bad_signals_are_refused(make_codec, sig, lens, message):
         codec(sig, lens=lens)
 
 
+@pytest.mark.parametrize("lens", [None, torch.tensor([1.0, 0.5])], ids=["whole", "lens"])
+def test_an_encoder_that_overflows_is_an_error(make_codec, lens):
+    # The largest float32 numbers are finite samples, but their spectrum is not.
+    sig = torch.full((2, 640), 3e38)
+    with pytest.raises(ValueError, match=r"overflows.*peaks at 3e\+38"):
+        make_codec().sig_to_toks(sig, lens=lens)
+
+
 def test_bad_sequences_are_refused(make_codec):
     codec = make_codec(code_dim=6)
     with pytest.raises(ValueError, match=r"feats must be \(B, frames, 16\).*\(1, 3, 8\)"):

@@ -10,9 +10,7 @@ One policy on bad files, ``on_bad_file``: "skip" leaves them out and lists them 
 
 import contextlib
 import fcntl
-import functools
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,19 +18,23 @@ from typing import Any
 
 import soundfile
 import torch
-import torchaudio
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataio import load_data_json
 from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
 
+from focalcodec.resampling import (
+    check_rate,
+    context_periods,
+    periods,
+    resample,
+    resampled_length,
+)
 from recipes.common.files import existing_folder, write_text
 
 logger = logging.getLogger(__name__)
 
-_RATE_RANGE_HZ = (1_000, 768_000)  # outside of it the header is wrong, whatever it says
 _MAX_SAMPLES = 2**40  # a stream of unknown length claims about 2**63
-_MAX_KERNEL_SIZE = 2**24  # entries; 44,100 -> 16,000 Hz has 8e4, 22,051 -> 16,000 Hz (coprime) 4e8
 _MAX_TRIES = 50  # bad utterances in a row before a run gives up: the data are gone, not a file
 
 
@@ -80,14 +82,14 @@ def load_sig(
     end = None if num_samples is None else start + num_samples
     with _reading(path), soundfile.SoundFile(path) as file:
         rate, total = _checked_header(path, file.samplerate, file.frames, file.channels)
-        down, up = _ratio(rate, sample_rate)
-        length = -(-up * total // down)
+        down, up = periods(rate, sample_rate)
+        length = resampled_length(total, sample_rate=rate, new_sample_rate=sample_rate)
         end = length if end is None else min(end, length)
         if not 0 <= start < end:
             raise BadAudioError(path, f"no sample in [{start}, {end}): it has {length}")
         # Output block b (`up` samples) needs input block b (`down` samples) and `context` blocks
         # before and after it.
-        context = 0 if rate == sample_rate else -(-_resampler(rate, sample_rate).width // down)
+        context = context_periods(rate, sample_rate)
         first_block = max(0, start // up - context)
         first = first_block * down
         last = min(total, ((end - 1) // up + 1 + context) * down)
@@ -97,30 +99,6 @@ def load_sig(
     if not sig.isfinite().all():
         raise BadAudioError(path, "holds NaN or infinite samples")
     return sig
-
-
-def resample(sig: Tensor, *, sample_rate: int, new_sample_rate: int) -> Tensor:
-    """Resample by windowed-sinc interpolation (torchaudio), with a cached kernel for each ratio.
-
-    Parameters
-    ----------
-    sig : (..., T) float32.
-    sample_rate, new_sample_rate : in Hz.
-
-    Returns
-    -------
-    (..., ceil(T * new_sample_rate / sample_rate)).
-
-    Raises
-    ------
-    ValueError : if the rates have so small a common divisor that the kernel would take gigabytes.
-    """
-    if sample_rate == new_sample_rate:
-        return sig
-    down, up = _ratio(sample_rate, new_sample_rate)
-    # torchaudio rounds the length in float32, wrong from 2**24 samples on: make more, cut exactly.
-    padded = torch.nn.functional.pad(sig, (0, down * (1 + 64 // up)))
-    return _resampler(sample_rate, new_sample_rate)(padded)[..., : -(-up * sig.shape[-1] // down)]
 
 
 class SigDataset(DynamicItemDataset):
@@ -226,8 +204,11 @@ def make_dataset(
     if sorting != "random":
         ids.sort(key=lambda utt_id: entries[utt_id]["duration"], reverse=sorting == "descending")
     for entry in entries.values():
-        down, up = _ratio(entry["sample_rate"], sample_rate)
-        entry["num_samples"] = -(-up * entry["num_samples"] // down)
+        entry["num_samples"] = resampled_length(
+            entry["num_samples"],
+            sample_rate=entry["sample_rate"],
+            new_sample_rate=sample_rate,
+        )
         entry.setdefault("text", None)
     return SigDataset(
         {utt_id: entries[utt_id] for utt_id in ids},
@@ -322,9 +303,10 @@ def _reading(path: str | Path) -> Iterator[None]:
 def _checked_header(
     path: str | Path, sample_rate: int, num_samples: int, channels: int
 ) -> tuple[int, int]:
-    lowest, highest = _RATE_RANGE_HZ
-    if not lowest <= sample_rate <= highest:
-        raise BadAudioError(path, f"sample rate {sample_rate} Hz is not in [{lowest}, {highest}]")
+    try:
+        check_rate(sample_rate)
+    except ValueError as error:
+        raise BadAudioError(path, str(error)) from error
     if num_samples < 1 or channels < 1:
         raise BadAudioError(path, f"empty: {num_samples} samples, {channels} channels")
     if num_samples > _MAX_SAMPLES:
@@ -344,19 +326,3 @@ def _read_frames(file: soundfile.SoundFile, path: str | Path, first: int, last: 
             path, f"truncated: {file.frames} samples announced, {position + len(frames)} there"
         )
     return frames[first - position :]
-
-
-def _ratio(sample_rate: int, new_sample_rate: int) -> tuple[int, int]:
-    divisor = math.gcd(sample_rate, new_sample_rate)
-    return sample_rate // divisor, new_sample_rate // divisor
-
-
-@functools.lru_cache(maxsize=16)
-def _resampler(sample_rate: int, new_sample_rate: int) -> torchaudio.transforms.Resample:
-    down, up = _ratio(sample_rate, new_sample_rate)
-    if up * (down + 13 * max(1, down / up)) > _MAX_KERNEL_SIZE:
-        raise ValueError(
-            f"cannot resample {sample_rate} Hz to {new_sample_rate} Hz: their common divisor is "
-            f"only {math.gcd(sample_rate, new_sample_rate)}; convert the file to a usual rate"
-        )
-    return torchaudio.transforms.Resample(sample_rate, new_sample_rate)

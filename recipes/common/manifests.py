@@ -26,16 +26,12 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from focalcodec.audio import AUDIO_SUFFIXES
 from recipes.common.dataio import BadAudioError, check_policy, read_header, write_bad_files
 from recipes.common.files import existing_folder, folder_outside, write_text
 
 logger = logging.getLogger(__name__)
 
-# What libsndfile reads, and in the second line what it does not: listed as bad, not overlooked.
-AUDIO_SUFFIXES = frozenset(
-    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .voc "
-    ".m4a .aac .wma .webm .amr .raw".split()
-)
 SUBSETS = ("train", "valid", "test")
 
 

@@ -1,0 +1,10 @@
+"""Command line of the codec, ``focalcodec`` or ``python -m focalcodec``.
+
+``commands`` declares the commands, ``options`` their options; ``jobs`` plans which file becomes
+which, ``transcoding`` runs that in batches of ``sources`` through ``inference``, and ``report``
+tells the user.
+"""
+
+from focalcodec.cli.commands import main
+
+__all__ = ["main"]
