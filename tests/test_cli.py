@@ -333,6 +333,21 @@ def test_unfinished_token_file_is_made_again(codec):
     assert "out/a.focal" in errors[0] and Path("out/a.focal").read_text() == "my diary"
 
 
+def test_a_bad_source_does_not_cost_the_tokens_that_are_there(codec):
+    write_noise(Path("in/a.wav"), num_samples=900_000)  # long: written as it is read
+    run("encode", "in", "out")
+    before = Path("out/a.focal").read_bytes()
+    samples = np.zeros(900_000, dtype="float32")
+    samples[-1] = np.nan
+    soundfile.write("in/a.wav", samples, 16000, subtype="FLOAT")
+    _, errors = run("encode", "in", "out", "--overwrite", status=1)
+    assert "sample 899999 is not finite" in errors[0]
+    assert Path("out/a.focal").read_bytes() == before
+    assert [path.name for path in Path("out").iterdir()] == ["a.focal"]
+    _, errors = run("encode", "in", "new", status=1)
+    assert list(Path("new").iterdir()) == []  # what was written of it is gone
+
+
 # Bad files
 
 

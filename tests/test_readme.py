@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ruamel.yaml
 
+from focalcodec.cli import main as cli
 from recipes.common.experiment import config_hash, parse_command_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,12 +21,13 @@ COMMANDS = [
     if line.strip()
 ]
 TRAINING = [line for line in COMMANDS if line.startswith("python train_")]
-MODULES = [line for line in COMMANDS if line.startswith("python -m ")]
+CODEC = [line for line in COMMANDS if line.startswith("python -m focalcodec ")]
+MODULES = [line for line in COMMANDS if line.startswith("python -m ") and line not in CODEC]
 
 
 def test_every_command_is_of_a_known_kind():
-    assert len(TRAINING) >= 5 and len(MODULES) >= 4
-    others = set(COMMANDS) - set(TRAINING) - set(MODULES)
+    assert len(TRAINING) >= 5 and len(MODULES) >= 4 and len(CODEC) >= 5
+    others = set(COMMANDS) - set(TRAINING) - set(MODULES) - set(CODEC)
     assert {line.split("#")[0].strip() for line in others} == {"make demo", "make test"}
 
 
@@ -39,6 +41,12 @@ def test_training_command_is_accepted(command, monkeypatch):
     keys = set(yaml.load(Path(param_file).read_text(encoding="utf-8")))
     assert set(yaml.load(overrides)) <= keys
     assert config_hash(param_file, overrides)  # resolves every include
+
+
+@pytest.mark.parametrize("command", CODEC)
+def test_codec_command_is_accepted(command):
+    name, *argv = shlex.split(command)[3:]
+    cli.commands[name].make_context(name, argv)
 
 
 @pytest.mark.parametrize("command", MODULES)
