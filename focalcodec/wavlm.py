@@ -12,12 +12,13 @@ References
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from focalcodec.fastconv import conv_by_spectra, conv_in_pairs, is_plain_cpu
 from focalcodec.masking import check_sig, lengths_to_mask, num_valid
 
 
@@ -132,10 +133,13 @@ class WavLM(nn.Module):
         """
         check_sig(sig, sample_rate=self.sample_rate, lens=lens)
         lengths = None if lens is None else num_valid(lens, sig.shape[1])
-        x = self.feature_proj(self.norm(self.feature_extractor(sig, lengths=lengths)))
-        x = F.dropout(x, self.dropout, self.training)
-        mask = None if lengths is None else lengths_to_mask(self.num_frames(lengths), x.shape[1])
-        return self.encoder(x, mask=mask)
+        if lengths is not None and sig.device.type == "cpu" and not torch.compiler.is_compiling():
+            padding = sig.shape[1] - lengths.double().mean().item()
+            if padding > _ROW_SAMPLES:
+                return self._row_by_row(sig, lengths=lengths)
+            if padding == 0:
+                lengths = None
+        return self._batch(sig, lengths=lengths)
 
     def num_frames(self, num_samples: int | Tensor) -> int | Tensor:
         """Frames that ``forward`` gives for a number of samples: at least one."""
@@ -148,6 +152,22 @@ class WavLM(nn.Module):
         than this: they are extended by zeros.
         """
         return self.feature_extractor.num_samples(num_frames)
+
+    def _batch(self, sig: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """Features of (B, T) waveforms; ``lengths`` (B,) in samples, None for all of them whole."""
+        x = self.feature_proj(self.norm(self.feature_extractor(sig, lengths=lengths)))
+        x = F.dropout(x, self.dropout, self.training)
+        mask = None if lengths is None else lengths_to_mask(self.num_frames(lengths), x.shape[1])
+        return self.encoder(x, mask=mask)
+
+    def _row_by_row(self, sig: Tensor, *, lengths: Tensor) -> Tensor:
+        """Do what `_batch` does, without working on padding."""
+        size = self.num_frames(sig.shape[1])
+        feats = [
+            self._batch(row[None, :length])[0]
+            for row, length in zip(sig, lengths.tolist(), strict=True)
+        ]
+        return torch.stack([F.pad(x, (0, 0, 0, size - x.shape[0])) for x in feats])
 
 
 def state_dict_from_transformers(state: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
@@ -261,18 +281,41 @@ def _relative_bucket(distance: Tensor, *, num_buckets: int, max_distance: int) -
 _BLOCK_FLOATS_CPU = 2**22
 _BLOCK_FLOATS_DEVICE = 2**28
 
+# Mean padding, in samples, from which on a CPU goes through a batch row by row: a quarter of a
+# second of signal costs about as much as reading all weights once more.
+_ROW_SAMPLES = 4000
 
-def _blocks(size: int, *, floats_per_step: int, device: torch.device) -> list[tuple[int, int]]:
-    """Start and stop of the blocks in which an axis of independent steps is worked through.
+
+def _blocks(*shape: int, floats_per_step: int, device: torch.device) -> Iterator[tuple[slice, ...]]:
+    """Cut the leading axes of a tensor, whose steps are independent, into blocks in memory order.
 
     Faster on a CPU, and memory stays bounded everywhere. A compiled graph gets one block, as the
     number of blocks would tie it to one length.
+
+    Parameters
+    ----------
+    shape : sizes of the axes; the last is cut only into 16 steps or more.
+    floats_per_step : size of the largest intermediate tensor, per step along all of the axes.
+    device : where the tensor is.
+
+    Yields
+    ------
+    One slice for each axis.
     """
     if torch.compiler.is_compiling():
-        return [(0, size)]
+        yield tuple(slice(0, size) for size in shape)
+        return
+    size, *rest = shape
     budget = _BLOCK_FLOATS_CPU if device.type == "cpu" else _BLOCK_FLOATS_DEVICE
-    step = max(budget // floats_per_step, 16)
-    return [(start, min(start + step, size)) for start in range(0, size, step)]
+    step = max(budget // (floats_per_step * math.prod(rest)), 1 if rest else 16)
+    for start in range(0, size, step):
+        block = slice(start, min(start + step, size))
+        if not rest:
+            yield (block,)
+            continue
+        floats_per_block = floats_per_step * (block.stop - block.start)
+        for inner in _blocks(*rest, floats_per_step=floats_per_block, device=device):
+            yield block, *inner
 
 
 class _FeatureExtractor(nn.Module):
@@ -298,17 +341,19 @@ class _FeatureExtractor(nn.Module):
         """Frames of (B, T) waveforms; ``lengths`` (B,) in samples, None for all of them whole."""
         if lengths is not None:
             sig = sig.masked_fill(~lengths_to_mask(lengths, sig.shape[1]), 0)
-        blocks = _blocks(
-            self.num_frames(sig.shape[1]),
-            floats_per_step=sig.shape[0] * self.floats_per_frame,
-            device=sig.device,
-        )
+        shape = (sig.shape[0], self.num_frames(sig.shape[1]))
+        kernels = [layer.kernel() if is_plain_cpu(sig) else None for layer in self.layers]
         frames = []
-        for start, stop in blocks:
-            block = sig[:, start * self.hop_length :][:, : self.num_samples(stop - start)]
+        for items, steps in _blocks(
+            *shape, floats_per_step=self.floats_per_frame, device=sig.device
+        ):
+            x = sig[items, steps.start * self.hop_length :]
+            x = x[:, : self.num_samples(steps.stop - steps.start)]
             # Only the first frame of an item can reach beyond the item's end.
-            frames.append(self._stack(block, lengths=lengths if start == 0 else None))
-        return torch.cat(frames, dim=1)
+            reaches_end = lengths is not None and steps.start == 0
+            x = self._stack(x, kernels=kernels, lengths=lengths[items] if reaches_end else None)
+            frames.append(x.flatten(0, 1))
+        return torch.cat(frames).unflatten(0, shape)
 
     def num_frames(self, num_samples: int | Tensor) -> int | Tensor:
         frames = (num_samples - self.receptive_field) // self.hop_length + 1
@@ -317,10 +362,12 @@ class _FeatureExtractor(nn.Module):
     def num_samples(self, num_frames: int | Tensor) -> int | Tensor:
         return (num_frames - 1) * self.hop_length + self.receptive_field
 
-    def _stack(self, sig: Tensor, *, lengths: Tensor | None) -> Tensor:
+    def _stack(
+        self, sig: Tensor, *, kernels: Sequence[Tensor | None], lengths: Tensor | None
+    ) -> Tensor:
         x = sig[:, :, None]
-        for layer in self.layers:
-            x = layer(x)
+        for layer, kernel in zip(self.layers, kernels, strict=True):
+            x = layer(x, kernel=kernel)
             if lengths is not None:
                 lengths = layer.num_frames(lengths)
                 x = x.masked_fill(~lengths_to_mask(lengths, x.shape[1])[:, :, None], 0)
@@ -341,14 +388,23 @@ class _ConvLayer(nn.Module):
         self.conv = nn.Conv1d(input_dim, output_dim, kernel_size, stride=stride, bias=False)
         self.norm = nn.LayerNorm(output_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def kernel(self) -> Tensor | None:
+        """(3, C, C') weights for `conv_in_pairs`, or None if it is not for this layer."""
+        if (self.kernel_size, self.stride) != (3, 2):
+            return None
+        return self.conv.weight.permute(2, 0, 1).contiguous().transpose(1, 2)
+
+    def forward(self, x: Tensor, *, kernel: Tensor | None) -> Tensor:
         # Anything shorter than the kernel is extended by zeros and gives one frame.
         if x.shape[1] < self.kernel_size:
             x = F.pad(x, (0, 0, 0, self.kernel_size - x.shape[1]))
-        # A 2-D convolution over one row: the only one that PyTorch has for channels-last memory.
-        x = x.transpose(1, 2)[:, :, None]  # (B, C, 1, T)
-        x = F.conv2d(x, self.conv.weight[:, :, None], stride=(1, self.stride))
-        x = x.squeeze(2).transpose(1, 2)  # (B, N, C')
+        if kernel is not None:
+            x = conv_in_pairs(x, kernel)
+        else:
+            # A 2-D convolution over one row: the only one PyTorch has for channels-last memory.
+            x = x.transpose(1, 2)[:, :, None]  # (B, C, 1, T)
+            x = F.conv2d(x, self.conv.weight[:, :, None], stride=(1, self.stride))
+            x = x.squeeze(2).transpose(1, 2)  # (B, N, C')
         return F.gelu(self.norm(x))
 
     def num_frames(self, lengths: Tensor) -> Tensor:
@@ -371,6 +427,13 @@ class _Transformer(nn.Module):
         self.relative_embedding = relative_embedding
         self.layers = nn.ModuleList(layers)
         self.max_distance = max_distance
+        # The row of every distance from -max_distance to max_distance.
+        bucket = _relative_bucket(
+            torch.arange(-max_distance, max_distance + 1),
+            num_buckets=relative_embedding.num_embeddings,
+            max_distance=max_distance,
+        )
+        self.register_buffer("bucket", bucket, persistent=False)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         # Zeros beyond the end are what the positional convolution sees of an item alone.
@@ -395,12 +458,13 @@ class _Transformer(nn.Module):
         of its 2 N - 1 distinct values: no table of N x N is ever stored. Nothing is kept between
         calls either, as weights may change.
         """
-        table = self.relative_embedding
-        distance = torch.arange(size - 1, -size, -1, device=table.weight.device)
-        bucket = _relative_bucket(
-            distance, num_buckets=table.num_embeddings, max_distance=self.max_distance
-        )
-        return table(bucket).t().contiguous().unfold(1, size, 1)
+        distance = torch.arange(size - 1, -size, -1, device=self.bucket.device)
+        bucket = self.bucket[
+            distance.clamp(-self.max_distance, self.max_distance) + self.max_distance
+        ]
+        bias = self.relative_embedding(bucket).t().contiguous()  # (H, 2 N - 1)
+        # Not unfold, which would tie a compiled graph to one length.
+        return bias.as_strided((bias.shape[0], size, size), (2 * size - 1, 1, 1))
 
 
 class _PositionalEmbedding(nn.Module):
@@ -411,6 +475,8 @@ class _PositionalEmbedding(nn.Module):
         self.conv = nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[:2].numel() > self.conv.kernel_size[0] and is_plain_cpu(x):
+            return F.gelu(conv_by_spectra(x, self.conv))
         y = self.conv(x.transpose(1, 2))[:, :, : x.shape[1]]  # an even kernel gives one frame more
         return F.gelu(y).transpose(1, 2)
 
@@ -458,20 +524,21 @@ class _Attention(nn.Module):
         key = key.flip(1).transpose(1, 2)
         value = value.flip(1).transpose(1, 2)
         gate = self._gate(x)
-        blocks = _blocks(
-            x.shape[1], floats_per_step=x.shape[0] * bias[:, 0].numel(), device=x.device
-        )
-        attended = []
-        for start, stop in blocks:
-            block_bias = gate[:, :, start:stop] * bias[:, start:stop]
+        attended = query.new_empty(query.transpose(1, 2).shape)
+        for items, heads, queries in _blocks(
+            *query.shape[:3], floats_per_step=x.shape[1], device=x.device
+        ):
+            block_bias = gate[items, heads, queries] * bias[heads, queries]
             if key_bias is not None:
-                block_bias = block_bias + key_bias[:, None, None]
-            attended.append(
-                F.scaled_dot_product_attention(
-                    query[:, :, start:stop], key, value, attn_mask=block_bias.to(query.dtype)
-                )
+                block_bias = block_bias + key_bias[items, None, None]
+            block = F.scaled_dot_product_attention(
+                query[items, heads, queries],
+                key[items, heads],
+                value[items, heads],
+                attn_mask=block_bias.to(query.dtype),
             )
-        return self.out_proj(torch.cat(attended, dim=2).transpose(1, 2).flatten(2))
+            attended[items, queries, heads] = block.transpose(1, 2)
+        return self.out_proj(attended.flatten(2))
 
     def _gate(self, x: Tensor) -> Tensor:
         """(B, H, N, 1) factor of the relative bias of each query."""
@@ -490,4 +557,7 @@ class _FeedForward(nn.Module):
         self.out_proj = nn.Linear(ffn_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_proj(F.gelu(self.in_proj(x)))
+        frames = x.flatten(0, 1)
+        blocks = _blocks(len(frames), floats_per_step=self.in_proj.out_features, device=x.device)
+        y = [self.out_proj(F.gelu(self.in_proj(frames[block]))) for (block,) in blocks]
+        return torch.cat(y).view(x.shape)

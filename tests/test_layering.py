@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = {"focalcodec.masking", "focalcodec.streaming"}
+BASE = {f"focalcodec.{name}" for name in ("masking", "streaming", "fastconv")}
 MODELS = {f"focalcodec.{name}" for name in ("wavlm", "logmel", "focalnet", "mixers", "vocos")}
 WORDS = {"focalcodec.hub.arguments", "focalcodec.hub.legacy", "focalcodec.hub.config"}
 FILES = WORDS | {f"focalcodec.hub{name}" for name in ("", ".weights", ".encoder", ".files")}

@@ -1,0 +1,145 @@
+"""Convolutions with fewer multiplications, for CPUs in full precision.
+
+There the number of multiplications is what takes the time, and matrix products are as fast as the
+machine allows. Both functions compute what ``torch.nn.functional.conv1d`` computes, up to rounding.
+
+References
+----------
+.. [1] Winograd, 1980, "Arithmetic Complexity of Computations", SIAM: F(2, 2) of short filters.
+.. [2] Oppenheim and Schafer, "Discrete-Time Signal Processing": block convolution by overlap-save.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def is_plain_cpu(x: Tensor) -> bool:
+    """Whether the number of multiplications is what takes the time.
+
+    That is so on a CPU in full precision. Elsewhere, and in compiled graphs, PyTorch's own
+    convolutions are the better choice.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def conv_in_pairs(x: Tensor, kernel: Tensor) -> Tensor:
+    """Convolution of 3 taps and stride 2 with 5 matrix products for two frames instead of 6.
+
+    Neighbouring frames a b c and c d e, of taps u v w, share the product of c (Winograd's F(2, 2)):
+    ua + vb + wc = u(a - c) + vb + (u + w)c and uc + vd + we = (u + w)c + vd - w(c - e).
+
+    Parameters
+    ----------
+    x : (B, T, C) with T >= 3.
+    kernel : (3, C, C').
+
+    Returns
+    -------
+    (B, N, C') with N = (T - 1) // 2.
+    """
+    size = (x.shape[1] - 1) // 2
+    even, odd = x[:, : 2 * size + 1 : 2], x[:, 1 : 2 * size : 2]
+    difference = even[:, :-1] - even[:, 1:]
+    shared = even[:, 1::2] @ (kernel[0] + kernel[2])
+    y = odd @ kernel[1]
+    first, second = y[:, 0::2], y[:, 1::2]
+    first += shared
+    second += shared[:, : second.shape[1]]
+    batch = x.shape[0]
+    first.baddbmm_(difference[:, 0::2], kernel[0].expand(batch, -1, -1))
+    second.baddbmm_(difference[:, 1::2], kernel[2].expand(batch, -1, -1), alpha=-1)
+    return y
+
+
+def conv_by_spectra(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """Centred convolution with a fraction of the multiplications, for long inputs.
+
+    Overlapping segments and the taps are multiplied as spectra and the first samples of each
+    circular correlation kept (overlap-save). The transforms are matrix products, fast at these
+    sizes, which leave frequencies as the first axis, where the products of spectra need them. One
+    group at a time, so that everything stays in the cache.
+
+    Parameters
+    ----------
+    x : (B, N, C).
+    conv : grouped convolution of stride 1, C to C' channels, with half of its taps as padding.
+
+    Returns
+    -------
+    (B, N, C').
+    """
+    size = x.shape[1]
+    taps = conv.kernel_size[0]
+    hop = max(taps // 2, 1)
+    num_segments = -(-size // hop)
+    missing = num_segments * hop + taps - 1 - taps // 2 - size
+    x = F.pad(x, (0, 0, taps // 2, missing))
+    segments = x.unfold(1, hop + taps - 1, hop)  # (B, S, C, T)
+    transforms = _transforms(taps=taps, hop=hop, dtype=x.dtype)
+    groups = zip(
+        segments.chunk(conv.groups, dim=2), conv.weight.chunk(conv.groups, dim=0), strict=True
+    )
+    y = torch.cat([_correlate(*group, transforms=transforms) for group in groups], dim=2)
+    return y[:, :size] + conv.bias
+
+
+class _Transforms(NamedTuple):
+    """Matrices between the time domain and (2 F, ...) spectra, real parts above imaginary ones.
+
+    A spectrum of the taps is conjugate, has its origin in the middle of the taps, and is made of
+    the sums and differences of taps that lie symmetrically, with half of the multiplications.
+    """
+
+    analysis: Tensor  # (2 F, T), of a segment
+    cosines: Tensor  # (F, ceil(K / 2)), real parts of the taps from sums
+    sines: Tensor  # (F, ceil(K / 2)), imaginary parts of the taps from differences
+    synthesis: Tensor  # (hop, 2 F), of a product of both
+
+
+def _transforms(*, taps: int, hop: int, dtype: torch.dtype) -> _Transforms:
+    length = hop + taps - 1
+    middle = (taps - 1) / 2
+    freqs = torch.arange(length // 2 + 1)[:, None]
+    omega = 2 * math.pi / length * freqs.double()
+    segment = omega * torch.arange(length)
+    offsets = torch.arange((taps + 1) // 2) - middle
+    tap = omega * offsets
+    # The middle one of an odd number of taps is added to itself.
+    cosines = torch.where(offsets == 0, 0.5, tap.cos())
+    once = (freqs == 0) | (2 * freqs == length)  # all other frequencies stand for two
+    scale = torch.where(once, 1, 2) / length
+    time = omega * (torch.arange(hop) + middle)
+    return _Transforms(
+        analysis=torch.cat((segment.cos(), -segment.sin())).to(dtype),
+        cosines=cosines.to(dtype),
+        sines=tap.sin().to(dtype),
+        synthesis=torch.cat((scale * time.cos(), -scale * time.sin())).t().to(dtype),
+    )
+
+
+def _correlate(segments: Tensor, weight: Tensor, *, transforms: _Transforms) -> Tensor:
+    """(B, S, C, T) segments and (C', C, K) taps of one group to (B, S hop, C')."""
+    num_items, num_segments, input_dim, _ = segments.shape
+    output_dim, _, taps = weight.shape
+    half = (taps + 1) // 2
+    near, far = weight[:, :, :half].flatten(0, 1), weight.flip(2)[:, :, :half].flatten(0, 1)
+    kernel = (output_dim, input_dim)
+    real = (transforms.cosines @ (near + far).t()).unflatten(1, kernel).transpose(1, 2)
+    imag = (transforms.sines @ (near - far).t()).unflatten(1, kernel).transpose(1, 2)
+    spectra = transforms.analysis @ segments.permute(3, 0, 1, 2).flatten(1)
+    spectra = spectra.view(2, len(real), -1, input_dim).transpose(0, 1).flatten(1, 2)
+    real_real, imag_real = (spectra @ real).chunk(2, dim=1)  # (F, B S, C') each
+    real_imag, imag_imag = (spectra @ imag).chunk(2, dim=1)
+    products = torch.stack((real_real - imag_imag, real_imag + imag_real))
+    y = transforms.synthesis @ products.flatten(0, 1).flatten(1)
+    y = y.view(-1, num_items, num_segments, output_dim)  # (hop, B, S, C')
+    return y.permute(1, 2, 0, 3).flatten(1, 2)

@@ -1,0 +1,29 @@
+"""Fast convolutions are convolutions, at every length around their blocks."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import conv1d
+
+from focalcodec.fastconv import conv_by_spectra, conv_in_pairs
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("size", [3, 4, 5, 6, 7, 8, 100, 101])
+def test_conv_in_pairs_is_the_convolution(batch, size):
+    x = torch.randn(batch, size, 6, dtype=torch.float64)
+    kernel = torch.randn(3, 6, 5, dtype=torch.float64)
+    expected = conv1d(x.transpose(1, 2), kernel.permute(2, 1, 0), stride=2).transpose(1, 2)
+    torch.testing.assert_close(conv_in_pairs(x, kernel), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 50])
+@pytest.mark.parametrize("taps", [1, 2, 15, 16])
+def test_conv_by_spectra_is_the_convolution(batch, size, taps):
+    conv = nn.Conv1d(6, 6, taps, padding=taps // 2, groups=2, dtype=torch.float64)
+    x = torch.randn(batch, size, 6, dtype=torch.float64)
+    expected = conv(x.transpose(1, 2)).transpose(1, 2)[:, :size]
+    torch.testing.assert_close(conv_by_spectra(x, conv), expected)
