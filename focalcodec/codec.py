@@ -226,8 +226,8 @@ class FocalCodec(nn.Module):
 
     @property
     def codebook(self) -> Tensor:
-        """(codebook_size, D) code of every token."""
-        return self.quantizer.codebook
+        """(codebook_size, D) float32 code of every token, on the device of the codec."""
+        return self.quantizer.codebook.to(next(self.decompressor.parameters()).device)
 
     @property
     def bitrate(self) -> float:
@@ -497,7 +497,8 @@ class FocalCodec(nn.Module):
         return self.quantizer(lats, mask=mask)
 
     def _decompress(self, codes: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        qfeats = self.decompressor(codes, mask=mask)
+        # Quantizers give float32, whatever the precision of the parts.
+        qfeats = self.decompressor(codes.to(self._dtype), mask=mask)
         return qfeats, None if mask is None else mask.repeat_interleave(self._frames_per_tok, dim=1)
 
     def _requantize(self, lats: Tensor, mask: Tensor | None) -> Tensor:
@@ -513,7 +514,7 @@ class FocalCodec(nn.Module):
 
     def _codes(self, toks: Tensor) -> Tensor:
         check_toks(toks)
-        return self.quantizer.toks_to_codes(toks).to(self._dtype)
+        return self.quantizer.toks_to_codes(toks)
 
     @property
     def _dtype(self) -> torch.dtype:

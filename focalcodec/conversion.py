@@ -26,8 +26,9 @@ _BLOCK_FRAMES = 2048  # source frames that are worked on at once
 def knn(feats: Tensor, matching_set: Tensor, *, topk: int = 4) -> Tensor:
     """Replace each frame by the mean of its nearest neighbours in a matching set.
 
-    The matching set is compared in blocks and never copied, so an hour of reference (180,000 frames
-    at 50 Hz) needs little more than its own memory.
+    Cosines are compared in float32, under autocast too. The matching set is taken in blocks and
+    never copied, so an hour of reference (180,000 frames at 50 Hz) needs little more than its own
+    memory.
 
     Parameters
     ----------
@@ -41,8 +42,8 @@ def knn(feats: Tensor, matching_set: Tensor, *, topk: int = 4) -> Tensor:
 
     Raises
     ------
-    ValueError : if a shape does not fit, the matching set is empty or not finite, or ``topk`` is
-        below 1.
+    ValueError : if a shape does not fit, the matching set is empty, something is not finite, or
+        ``topk`` is below 1.
     """
     if matching_set.ndim != 2 or matching_set.shape[0] == 0:
         raise ValueError(
@@ -56,13 +57,17 @@ def knn(feats: Tensor, matching_set: Tensor, *, topk: int = 4) -> Tensor:
         )
     if topk < 1:
         raise ValueError(f"topk must be at least 1, got {topk}")
+    if not bool(feats.isfinite().all()):
+        raise ValueError("feats holds values that are not finite, which have no neighbours")
     if not bool(matching_set.isfinite().all()):
         raise ValueError("matching_set holds values that are not finite; leave that reference out")
     topk = min(topk, matching_set.shape[0])
-    converted = [
-        matching_set[_nearest(block, matching_set, topk=topk)].mean(dim=1)
-        for block in feats.reshape(-1, feats.shape[-1]).split(_BLOCK_FRAMES)
-    ]
+    # Neighbours are closer to each other than half precision can tell.
+    with torch.autocast(feats.device.type, enabled=False):
+        converted = [
+            matching_set[_nearest(block, matching_set, topk=topk)].mean(dim=1)
+            for block in feats.reshape(-1, feats.shape[-1]).split(_BLOCK_FRAMES)
+        ]
     return torch.cat(converted).reshape(feats.shape)
 
 

@@ -94,8 +94,9 @@ class LogMel(nn.Module):
 
         Returns
         -------
-        (B, ``num_frames(T)``, ``dim``) features, float32 also under autocast; with ``lens``, frames
-        beyond an item's own ``num_frames(round(lens * T))`` are 0.
+        (B, ``num_frames(T)``, ``dim``) features of the precision of ``sig``, computed in float32,
+        under autocast too; with ``lens``, frames beyond an item's own
+        ``num_frames(round(lens * T))`` are 0.
 
         Raises
         ------
@@ -123,10 +124,11 @@ class LogMel(nn.Module):
         span = (self.num_frames(sig.shape[1]) - 1) * self.hop_length + self.n_fft
         # Half precision has neither the range nor, on CPUs, the transform.
         with torch.autocast(sig.device.type, enabled=False):
-            sig = F.pad(sig.float(), (left, span - left - sig.shape[1]))
-            frames = sig.unfold(1, self.n_fft, self.hop_length) * self.window.float()
+            padded = F.pad(sig.float(), (left, span - left - sig.shape[1]))
+            frames = padded.unfold(1, self.n_fft, self.hop_length) * self.window.float()
             mel = torch.fft.rfft(frames).abs() @ self.filters.float()
-            return (mel.clamp(min=self.floor).log() - self.log_mean) / self.log_std
+            feats = (mel.clamp(min=self.floor).log() - self.log_mean) / self.log_std
+        return feats.to(sig.dtype)
 
 
 def _mel_filters(

@@ -76,16 +76,19 @@ def masked_mean(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
     Returns
     -------
-    (...) mean over the batch's real frames: trailing axes are kept.
+    (...) mean over the batch's real frames: trailing axes are kept. NaN if ``mask`` selects no
+    frame: to raise would mean to wait for the device.
 
     Raises
     ------
-    ValueError : if ``mask`` selects no frame.
+    ValueError : without ``mask``, if there is no frame.
     """
-    x = x.flatten(0, 1) if mask is None else x[mask]
-    if x.shape[0] == 0:
-        raise ValueError("mask selects no frame: a batch needs at least one real frame")
-    return x.mean(dim=0)
+    if mask is None:
+        if x.shape[0] * x.shape[1] == 0:
+            raise ValueError(f"a mean needs at least one frame, got shape {tuple(x.shape)}")
+        return x.flatten(0, 1).mean(dim=0)
+    padding = ~mask[(...,) + (None,) * (x.ndim - 2)]
+    return x.masked_fill(padding, 0).sum(dim=(0, 1)) / mask.sum()
 
 
 def check_sig(sig: Tensor, *, sample_rate: int, lens: Tensor | None = None) -> None:

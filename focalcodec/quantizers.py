@@ -236,12 +236,13 @@ class _SignQuantizer(nn.Module):
         Returns
         -------
         Scalars in nats: ``loss``; ``sample_entropy`` and ``codebook_entropy``, each in
-        [0, D log 2].
+        [0, D log 2]; NaN if no frame is real (on any rank, where ranks are averaged): to raise
+        would mean to wait for the device.
 
         Raises
         ------
-        ValueError : if no frame is real (on any rank, where ranks are averaged),
-            ``inverse_temperature`` or ``clamp`` is out of range, or shapes or dtypes do not fit.
+        ValueError : if ``inverse_temperature`` or ``clamp`` is out of range, or shapes or dtypes
+            do not fit.
 
         References
         ----------
@@ -252,13 +253,15 @@ class _SignQuantizer(nn.Module):
         if clamp is not None and not 0 < clamp < 1:
             raise ValueError(f"clamp is None or a probability in (0, 1), got {clamp}")
         lats = self._checked_vectors(lats, name="lats")
-        if mask is None:
-            lats = lats.reshape(-1, self.code_dim)
-        else:
-            lats = lats[_checked_mask(mask, lats)]
+        weights = None
+        if mask is not None:
+            # Selecting frames would mean to wait for the device.
+            lats = lats.masked_fill(~_checked_mask(mask, lats)[..., None], 0)
+            weights = mask.reshape(-1).to(lats.dtype)
+        lats = lats.reshape(-1, self.code_dim)
         with torch.autocast(lats.device.type, enabled=False):
             logits = self._project(lats) * (4.0 * inverse_temperature * self.code_value)
-            sample, codebook = _BitEntropies.apply(logits, clamp, across_ranks)
+            sample, codebook = _BitEntropies.apply(logits, weights, clamp, across_ranks)
             return EntropyTerms(sample - diversity_weight * codebook, sample, codebook)
 
     def extra_repr(self) -> str:
@@ -363,47 +366,52 @@ class _BitEntropies(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, logits: Tensor, clamp: float | None, across_ranks: bool
+        ctx: FunctionCtx,
+        logits: Tensor,
+        weights: Tensor | None,
+        clamp: float | None,
+        across_ranks: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Entropies in nats from the logits (frames, D) of the bits."""
+        """Entropies in nats from the logits (frames, D) of the bits; weights (frames,) 0 or 1."""
+        if weights is None:
+            weights = logits.new_ones(logits.shape[0])
         high = logits.shape[1] // 2  # bits in the first half
         code_sum = logits.new_zeros(2**high, 2 ** (logits.shape[1] - high))
         sample_sum = logits.new_zeros(())
-        for block in _blocks(logits):
+        for block, weight in _blocks(logits, weights):
             p1, p0 = torch.sigmoid(block), torch.sigmoid(-block)
             a, b = _table(p1[:high], p0[:high]), _table(p1[high:], p0[high:])
-            code_sum.addmm_(a, b.T)
             if clamp is None:
                 size = block.abs()
-                sample_sum += (F.softplus(-size) + size * torch.sigmoid(-size)).sum()
+                bits = F.softplus(-size) + size * torch.sigmoid(-size)
+                sample_sum += bits.sum(dim=0) @ weight
             else:
-                for a_part, b_part in _parts(a, b):
+                for a_part, b_part, part in _parts(a, b, weight):
                     p = a_part[:, None] * b_part
-                    sample_sum -= (p.clamp(min=clamp).log_() * p).sum()
-        count, ctx.world_size = logits.new_tensor(float(logits.shape[0])), 1
+                    sample_sum -= (p.clamp(min=clamp).log_() * p).sum(dim=(0, 1)) @ part
+            code_sum.addmm_(a.mul_(weight), b.T)
+        count, ctx.world_size = weights.sum(), 1
         if across_ranks and torch.distributed.is_available():
             if torch.distributed.is_initialized():
                 count, ctx.world_size = _sum_over_ranks(code_sum, sample_sum, count)
-        if not count > 0:
-            raise ValueError("mask selects no frame: an entropy needs at least one real frame")
         entropy, slope = _entropy_and_slope(code_sum / count, clamp=clamp)
         ctx.clamp = clamp
-        ctx.save_for_backward(logits, slope, count)
+        ctx.save_for_backward(logits, weights, slope, count)
         return sample_sum / count, entropy
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: FunctionCtx, sample_grad: Tensor, codebook_grad: Tensor
-    ) -> tuple[Tensor, None, None]:
+    ) -> tuple[Tensor, None, None, None]:
         """Gradient (frames, D) of this rank's logits, W times its share (see `entropy_loss`)."""
-        logits, slope, count = ctx.saved_tensors
+        logits, weights, slope, count = ctx.saved_tensors
         high = logits.shape[1] // 2
         with torch.autocast(logits.device.type, enabled=False):
             scale = ctx.world_size / count
             slope = slope * (codebook_grad * scale)
             grad = torch.empty_like(logits)
-            for block, out in zip(_blocks(logits), _blocks(grad), strict=True):
+            for block, weight, out in _blocks(logits, weights, grad):
                 p1, p0 = torch.sigmoid(block), torch.sigmoid(-block)
                 a, b = _table(p1[:high], p0[:high]), _table(p1[high:], p0[high:])
                 a_grad, b_grad = slope @ b, slope.T @ a
@@ -415,20 +423,27 @@ class _BitEntropies(torch.autograd.Function):
                 out[high:] = _bit_grad(b_grad.mul_(b), p1[high:], p0[high:])
                 if ctx.clamp is None:
                     out -= block * p1 * p0 * (sample_grad * scale)
-        return grad, None, None
+                out *= weight
+        return grad, None, None, None
 
 
-def _blocks(logits: Tensor) -> Iterator[Tensor]:
-    """Yield views (D, frames) of logits (frames, D), so few frames that tables stay small."""
+def _blocks(logits: Tensor, weights: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield views (D, frames) of logits (frames, D), so few frames that tables stay small.
+
+    With them, those of the weights (frames,) and of others in the logits' shape.
+    """
     code_dim = logits.shape[1]
     per_frame = 2 ** (code_dim // 2) + 2 ** (code_dim - code_dim // 2)
-    return iter(logits.T.split(_frames_at_once(logits, per_frame), dim=1))
+    size = _frames_at_once(logits, per_frame)
+    others = [x.T.split(size, dim=1) for x in others]
+    return zip(logits.T.split(size, dim=1), weights.split(size), *others, strict=True)
 
 
-def _parts(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tables cut into so few frames that their outer products stay small."""
+def _parts(*tables: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tables a, b and others (..., frames), cut so that the outer products of a, b stay small."""
+    a, b = tables[:2]
     frames = _frames_at_once(a, a.shape[0] * b.shape[0])
-    return zip(a.split(frames, dim=1), b.split(frames, dim=1), strict=True)
+    return zip(*(table.split(frames, dim=-1) for table in tables), strict=True)
 
 
 def _frames_at_once(x: Tensor, elements_per_frame: int) -> int:
@@ -479,8 +494,7 @@ def _add_clamped_slopes(
     a: Tensor, b: Tensor, a_grad: Tensor, b_grad: Tensor, *, clamp: float, scale: Tensor
 ) -> None:
     """Add to the tables' gradients, in place, those of the clamped per-frame entropies."""
-    grads = _parts(a_grad, b_grad)
-    for (a_part, b_part), (a_out, b_out) in zip(_parts(a, b), grads, strict=True):
+    for a_part, b_part, a_out, b_out in _parts(a, b, a_grad, b_grad):
         p = a_part[:, None] * b_part  # (2^floor(D/2), 2^ceil(D/2), frames)
         slope = (p < clamp).to(p.dtype).sub_(p.clamp_(min=clamp).log_()).mul_(scale)
         a_out += (slope * b_part).sum(dim=1)

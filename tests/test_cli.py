@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -144,6 +145,17 @@ def test_file_longer_than_a_window_goes_through_windows(codec):
     torch.testing.assert_close(load("out.wav"), expected.clamp(-1, 1), rtol=0, atol=PCM_16)
 
 
+def test_resynthesis_is_encoding_and_decoding_at_the_edge_of_a_window(folder):
+    # 5 s and 3 s of context are 200 tokens of 640 samples: from there on there are two windows.
+    for size in (127_360, 127_361, 127_999, 128_001):
+        write_noise(Path("in.wav"), num_samples=size)
+        options = ("--window-seconds", 5, "--overwrite")
+        run("encode", "in.wav", "in.focal", *options)
+        run("decode", "in.focal", "out.wav", *options)
+        run("resynth", "in.wav", "both.wav", *options)
+        assert Path("out.wav").read_bytes() == Path("both.wav").read_bytes(), size
+
+
 def test_chunks_see_only_the_past(codec):
     sig = load(write_noise(Path("in.wav"), num_samples=30_000))
     options = ("--chunk-size", 4000, "--left-context", 6400, "--overlap", 100)
@@ -257,14 +269,26 @@ def test_globs_are_expanded(folder, pattern, names):
     assert {str(path.relative_to("out")) for path in Path("out").rglob("*.focal")} == names
 
 
+def test_globs_follow_links_but_not_in_circles(folder):
+    for name in ("in/a", "in/sub/b", "other/c"):
+        write_noise(Path(f"{name}.wav"), num_samples=2000)
+    Path("in/sub/circle").symlink_to(Path("in").resolve(), target_is_directory=True)
+    Path("in/link").symlink_to(Path("other").resolve(), target_is_directory=True)
+    for pattern in ("in/**/*.wav", "in/**", "in/*", "i*"):
+        run("encode", pattern, "out", "--overwrite")
+    made = {str(path.relative_to("out")) for path in Path("out").rglob("*.focal")}
+    names = {"a.focal", "sub/b.focal", "link/c.focal"}
+    assert made == names | {f"in/{name}" for name in names}
+
+
 def test_what_is_not_found_is_reported(folder):
     write_noise(Path("in.wav"), num_samples=2000)
     Path("empty").mkdir()
-    words = ("none.wav", "*.mp3", "empty", "in.wav", "in.wav")
+    words = ("none.wav", "*.mp3", "empty", "", "in.wav", "in.wav")
     out, errors = run("encode", *words, "out", status=1)
-    assert out.startswith("1 done, 0 skipped, 3 failed")
-    assert [line.split(": ")[1] for line in errors] == ["*.mp3", "empty", "none.wav"]
-    assert "does not exist" in errors[2]
+    assert out.startswith("1 done, 0 skipped, 4 failed")
+    assert [line.split(": ")[1] for line in errors] == ["*.mp3", "empty", "''", "none.wav"]
+    assert "does not exist" in errors[3]
 
 
 def test_same_output_of_two_inputs_is_refused(folder):
@@ -296,6 +320,16 @@ def test_inputs_are_never_written_to(folder, kind):
     assert len(errors) == (1 if kind in ("symlink", "hardlink") else 2)
     assert all("is the same file as the input in/" in line for line in errors)
     assert {path: path.read_bytes() for path in Path("in").iterdir()} == contents
+
+
+@pytest.mark.parametrize("command", ["encode", "resynth"])
+def test_an_output_that_is_a_link_to_nothing_stays(folder, command):
+    write_noise(Path("in/a.wav"), num_samples=2000)
+    link = Path("out", "a.focal" if command == "encode" else "a.wav")
+    link.parent.mkdir()
+    link.symlink_to("elsewhere")
+    _, errors = run(command, "in", "out", "--overwrite", status=1)
+    assert "is a link to nothing" in errors[0] and link.is_symlink()
 
 
 def test_existing_outputs_stay_unless_asked(folder):
@@ -421,6 +455,17 @@ def test_cut_token_file_is_decoded_up_to_the_cut(codec, state, size):
     assert soundfile.info("slow.wav").frames == count * 640
 
 
+def test_rate_of_a_token_file_is_not_believed(codec):
+    # Less than a second of tokens, but gigabytes of samples at the rate that the header names.
+    header = replace(unfinished_header(codec), sample_rate=2_000_000_000, num_samples=10**9)
+    write("in.focal", torch.zeros(header.num_toks, dtype=torch.long), header)
+    _, errors = run("decode", "in.focal", "out.wav", "--original-rate", status=1)
+    assert len(errors) == 1 and "sample rate 2000000000 Hz is not in" in errors[0]
+    assert not Path("out.wav").exists()
+    run("decode", "in.focal", "out.wav")
+    assert soundfile.info("out.wav").frames == 8000
+
+
 def test_file_that_breaks_the_codec_does_not_break_its_batch(codec):
     for index in range(4):
         write_noise(Path(f"{index}.wav"), num_samples=9000 + index)
@@ -475,6 +520,26 @@ def test_interruption_leaves_a_readable_token_file(folder, root, tmp_path):
     assert (process.returncode, out, errors.strip()) == (130, "", "focalcodec: interrupted")
     with open_focal(path) as reader:
         assert not reader.complete and reader.num_toks > 0
+
+
+def test_interruption_of_a_replacement_leaves_what_was_there(codec):
+    write_noise(Path("in.wav"), num_samples=40_000)
+    run("encode", "in.wav", "out/in.focal")
+    before = Path("out/in.focal").read_bytes()
+    calls = []
+
+    def interrupt(encoder, inputs):
+        calls.append(inputs)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    codec.encoder.register_forward_pre_hook(interrupt)
+    model = Inference(codec, windows=Windows.chunks(4000, left=5120), streams_all=True)
+    job = Job(Path("in.wav"), Path("out/in.focal"), overwrite=True)
+    with pytest.raises(KeyboardInterrupt):
+        Transcoder(model, report=Report(echo=print)).encode([job])
+    assert Path("out/in.focal").read_bytes() == before
+    assert [path.name for path in Path("out").iterdir()] == ["in.focal"]
 
 
 # What is said
@@ -558,7 +623,11 @@ def test_names_and_reasons_stay_in_one_line(folder):
         ("encode in.wav out --overlap 9", "--overlap needs --chunk-size"),
         ("encode in.wav out --chunk-size 100", "one token has 640"),
         ("encode in.wav out --window-seconds 0.001", "one token has 640"),
+        ("encode in.wav out --window-seconds nan", "--window-seconds must be finite"),
+        ("encode in.wav out --window-seconds inf", "--window-seconds must be finite"),
+        ("encode in.wav out --batch-seconds nan", "--batch-seconds must be finite"),
         ("encode in.wav in.wav out.focal --batch-seconds 0", "--batch-seconds"),
+        ("encode in.wav ''", "the name of the output is empty"),
         ("encode in.wav codec out.focal", "needs one input file"),
         ("encode codec out.focal", "needs one input file"),
         ("encode in.wav out.wav", "not written here; use .focal"),
@@ -574,7 +643,7 @@ def test_names_and_reasons_stay_in_one_line(folder):
 def test_wrong_usage_is_one_line_and_status_2(folder, words, message):
     write_noise(Path("in.wav"), num_samples=2000)
     before = set(folder.parent.rglob("*"))
-    out, errors = run(*words.split(), status=2)
+    out, errors = run(*shlex.split(words), status=2)
     assert out == "" and len(errors) == 1 and message in errors[0]
     assert errors[0].startswith("focalcodec: ")
     assert set(folder.parent.rglob("*")) == before

@@ -263,6 +263,24 @@ def test_an_encoder_that_overflows_is_an_error(make_codec, lens):
         make_codec().sig_to_toks(sig, lens=lens)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@ENCODERS
+def test_a_codec_of_any_precision_encodes_and_decodes(make_codec, encoder, dtype):
+    codec = make_codec(encoder=encoder, factors=(2, 1, 1)).to(dtype)
+    sig, lens = make_sig(2, 3000).to(dtype), torch.tensor([1.0, 0.5])
+    toks, codes, rec_sig = codec(sig, lens=lens)
+    assert codec.sig_to_feats(sig).dtype == codec.sig_to_qfeats(sig).dtype == dtype
+    decoded = codec.toks_to_sig(toks, lens=lens, num_samples=3000)
+    # Tokens give codes of float32, which float64 tells from its own.
+    from_codes = codec.codes_to_sig(codes, lens=lens, num_samples=3000)
+    torch.testing.assert_close(from_codes, decoded, **TOLERANCE)
+    assert rec_sig.shape == decoded.shape and bool(rec_sig.isfinite().all())
+
+
+def test_codebook_is_where_the_codec_is(make_codec):
+    assert make_codec().to("meta").codebook.device.type == "meta"
+
+
 def test_bad_sequences_are_refused(make_codec):
     codec = make_codec(code_dim=6)
     with pytest.raises(ValueError, match=r"feats must be \(B, frames, 16\).*\(1, 3, 8\)"):

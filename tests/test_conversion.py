@@ -55,6 +55,15 @@ def test_half_precision_keeps_its_type():
     assert got.dtype == torch.bfloat16 and got.shape == feats.shape
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_autocast_changes_no_neighbour(dtype):
+    # Features have a common mean, so their cosines differ in the digits that half precision lacks.
+    feats, matching_set = 3 + torch.randn(20, 16), 3 + torch.randn(300, 16)
+    with torch.autocast("cpu", dtype=dtype):
+        got = knn(feats, matching_set)
+    assert torch.equal(got, knn(feats, matching_set))
+
+
 def test_an_hour_of_reference_needs_little_memory(monkeypatch):
     # 2**16 similarities at once: 100 frames against 60,000 would be 6,000,000.
     largest = 0
@@ -103,3 +112,8 @@ def test_golden_conversion(shared):
     sig = codec.feats_to_sig(codec.knn(qfeats, matching_set, topk=4))[0]
     expected = golden["vc/rec_sig_topk4_head"].flatten()
     assert (sig[: len(expected)] - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_frames_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="feats holds values that are not finite"):
+        knn(torch.full((3, 4), torch.nan), torch.randn(5, 4))

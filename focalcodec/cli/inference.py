@@ -61,20 +61,25 @@ class Inference:
 
     @property
     def max_samples(self) -> int:
-        """Size from which on a signal goes through windows, in input samples."""
-        return 0 if self.streams_all else self.windows.size + self.windows.right
+        """Size from which on a signal goes through windows: it has `max_toks` tokens."""
+        return max(0, self.codec.samples_per_tok * (self.max_toks - 1) + 1)
 
     @property
     def max_toks(self) -> int:
         """Number of tokens from which on they go through windows."""
+        if self.streams_all:
+            return 0
         per_tok = self.codec.samples_per_tok
-        return self.max_samples and self.windows.size // per_tok + self.windows.right // per_tok
+        return self.windows.size // per_tok + self.windows.right // per_tok
 
     @contextmanager
     def switched_on(self) -> Iterator[None]:
         """Switch gradients off and the wanted precision on, for all that follows here."""
         wants = self.dtype != torch.float32
+        # PyTorch lets convolutions on GPUs round float32 to 10 bits, which would flip tokens.
+        exact = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
         with (
+            exact,
             torch.inference_mode(),
             torch.autocast(self._device.type, dtype=self.dtype if wants else None, enabled=wants),
         ):

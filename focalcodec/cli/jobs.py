@@ -119,13 +119,19 @@ def find_files(
     files, failures = {}, []
     hidden = None if leave_out is None else Path(os.path.realpath(leave_out))
     for entry in inputs:
+        if not entry:  # an unset variable of the shell; as a path it would be this folder
+            failures.append(Failure("''", "is no name of a file"))
+            continue
         path = Path(entry)
         if os.path.isdir(entry):
             names, root = _walk(path, suffixes, hidden, failures), path
         elif os.path.exists(entry) or not glob.has_magic(entry):
             names, root = [Path(path.name)], path.parent
         else:
-            names, root = _glob(path, suffixes, hidden, failures), _fixed_part(path)
+            root = _fixed_part(path)
+            circles = _Circles(root)
+            found = _glob(path, suffixes, hidden, failures)
+            names = [name for name in found if not circles.reach(name.parent)]
         names = sorted(names)
         if not names:
             known = " ".join(sorted(suffixes))
@@ -138,6 +144,8 @@ def find_files(
 
 def _output_file(output: str, *, is_single: bool, suffixes: Collection[str]) -> Path | None:
     """``output`` if it names the one output file, None if it is a folder."""
+    if not output:
+        raise ValueError("the name of the output is empty; give a folder or a file")
     path = Path(output)
     if os.path.isdir(path):
         return None
@@ -164,6 +172,10 @@ def _check_unique(job: Job, makers: Sequence[Path]) -> None:
 def _is_there(job: Job, sources: Mapping[tuple[int, int] | None, Path], existing: str) -> bool:
     """Whether the output is there and stays; ValueError if it must not be written."""
     target = job.target
+    if target.is_symlink() and not target.exists():
+        raise ValueError(
+            f"its output {target} is a link to nothing; remove it or fetch its content"
+        )
     if not target.exists():
         return False
     if target.is_dir():
@@ -236,6 +248,21 @@ def _glob(
             yield from (name / below for below in _walk(path, suffixes, leave_out, failures))
         elif path.suffix.lower() in suffixes:
             yield name
+
+
+class _Circles:
+    """Links that lead back to a folder on the way to them; ``**`` follows them 40 times."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._seen: dict[Path, bool] = {}
+
+    def reach(self, folder: Path) -> bool:
+        """Whether such a link is on the way from the root to ``folder``, relative to it."""
+        if folder not in self._seen:
+            way = [os.path.realpath(self._root / part) for part in (folder, *folder.parents)]
+            self._seen[folder] = len(set(way)) < len(way)
+        return self._seen[folder]
 
 
 def _fixed_part(pattern: Path) -> Path:

@@ -1,5 +1,6 @@
 """Options of the command line and what is made of them: codec, device, windows, file names."""
 
+import math
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -108,6 +109,10 @@ def check_options(options: dict[str, Any]) -> None:
     """Refuse options that contradict each other, with `click.UsageError`."""
     if options["skip_existing"] and options["overwrite"]:
         raise click.UsageError("--skip-existing and --overwrite exclude each other")
+    for name in ("batch_seconds", "window_seconds"):
+        value = options[name]
+        if value is not None and not math.isfinite(value):
+            raise click.UsageError(f"--{name.replace('_', '-')} must be finite, got {value}")
     is_chunked = options["chunk_size"] is not None
     if is_chunked and options["window_seconds"] is not None:
         raise click.UsageError("--chunk-size and --window-seconds exclude each other")
@@ -158,7 +163,11 @@ def load_codec(options: dict[str, Any]) -> FocalCodec:
 
 def load_model(options: dict[str, Any], *, device: torch.device) -> Inference:
     """Codec of --checkpoint with the way of running that was asked for."""
-    codec = load_codec(options).to(device)
+    codec = load_codec(options)
+    try:
+        codec = codec.to(device)
+    except torch.OutOfMemoryError as error:
+        raise click.ClickException(f"the codec does not fit on {device}: {error}") from error
     if options["compiles"]:
         codec.compile_parts()
     return Inference(

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from focalcodec.audio import AudioReader, resample_blocks, write_audio
+from focalcodec.audio import AudioReader, write_audio
 from focalcodec.bitstream import Writer
 from focalcodec.cli.inference import Inference
 from focalcodec.cli.jobs import Job
 from focalcodec.cli.report import Report
 from focalcodec.cli.sources import AudioSource, FocalSource, Source, kind_by_suffix
+from focalcodec.resampling import check_rate, resample_blocks
 
 
 class Transcoder:
@@ -184,8 +185,10 @@ class Transcoder:
                     writer.write(block)
                 writer.finish(source.header.num_samples)
             growing.replace(target)
-        except Exception:
-            growing.unlink(missing_ok=True)
+        except BaseException as error:
+            # Interrupted, it stays readable up to there; but under the other name nobody reads it.
+            if isinstance(error, Exception) or growing != target:
+                growing.unlink(missing_ok=True)
             raise
         num_bytes = target.stat().st_size
         self.report.num_bytes += num_bytes
@@ -196,6 +199,7 @@ class Transcoder:
         header, rate = source.header, self.model.codec.sample_rate_output
         sig = self._watched(sig, rate)
         if self.original_rate:
+            check_rate(header.sample_rate)  # a token file can name any, and this much is allocated
             sig = resample_blocks(sig, sample_rate=rate, new_sample_rate=header.sample_rate)
             sig, rate = _first(sig, header.num_samples), header.sample_rate
         job = source.job
