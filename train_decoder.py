@@ -2,12 +2,11 @@
 
     python train_decoder.py hparams/vocos.yaml --data_folder /path/to/LibriTTS
 
-Whole utterances go through the frozen encoder; one segment of each is cut from features and signal
-at the same place. Discriminators and decoder are stepped in turn on the same decoded segment. The
-discriminators are thrown away after training.
+Whole utterances go through the frozen encoder, or their features come from the feature cache;
+segments are cut from features and signal at the same places. Discriminators and decoder are stepped
+in turn on the same decoded segments. The discriminators are thrown away after training.
 """
 
-import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +15,13 @@ from typing import Any
 import speechbrain as sb
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from recipes.common.brain import CodecBrain, Features, Update
+from recipes.common.brain import CodecBrain, Update, unwrapped
+from recipes.common.ema import MovingAverage
 from recipes.common.experiment import run_experiment
+
+Maps = list[list[Tensor]]  # feature maps of each discriminator
 
 
 class DecoderBrain(CodecBrain):
@@ -26,33 +29,66 @@ class DecoderBrain(CodecBrain):
 
     selection_key = "mel"
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.hparams.mel_loss.to(self.device)
+        self.average = None
+        if self.hparams.ema_decay:
+            self.average = MovingAverage(self.modules.decoder, decay=self.hparams.ema_decay)
+            self.checkpointer.add_recoverable("decoder_ema", self.average.module)
+
+    def start_from(self) -> dict[str, nn.Module]:
+        """Fine-tune the decoder; discriminators are in no codec and start anew."""
+        return {"decoder": self.modules.decoder}
+
     def updates(self, batch: Any) -> Iterator[Update]:
         """Yield the discriminators' loss, then the decoder's, on the same decoded segments."""
-        feats, ref_sig = self.segments(self.features(batch), batch.id)
+        feats, ref_sig, padding = self.segments(batch)
         with self.training_ctx:
             rec_sig = self.modules.decoder(feats)
         rec_sig = rec_sig.float()
-        yield self._discriminator_update(rec_sig.detach(), ref_sig)
-        with frozen(self.modules.discriminator):
-            yield self._decoder_update(rec_sig, ref_sig)
+        update, ref_maps = self._discriminator_update(rec_sig.detach(), ref_sig)
+        update.terms["padding"] = padding
+        yield update
+        # Inside an accumulation group the discriminators are still those of their own update.
+        stepped = self._accumulation()[1]
+        yield self._decoder_update(rec_sig, ref_sig, None if stepped else ref_maps)
 
-    def _discriminator_update(self, rec_sig: Tensor, ref_sig: Tensor) -> Update:
+    def after_step(self) -> None:
+        """Let the average follow."""
+        if self.average is not None:
+            self.average.update(unwrapped(self.modules.decoder), step=self.optimizer_step)
+
+    def _discriminator_update(self, rec_sig: Tensor, ref_sig: Tensor) -> tuple[Update, Maps]:
+        """Judge both in one pass; with the update, the feature maps of the reference."""
+        size = len(ref_sig)
         with self.training_ctx:
-            rec_scores, _ = self.modules.discriminator(rec_sig)
-            ref_scores, _ = self.modules.discriminator(ref_sig)
-        hinges = [
-            self.hparams.discriminator_loss(rec.float(), ref.float())
-            for rec, ref in zip(rec_scores, ref_scores, strict=True)
-        ]
+            scores, maps = self.modules.discriminator(torch.cat([rec_sig, ref_sig]))
+        pairs = [(score[:size].float(), score[size:].float()) for score in scores]
+        hinges = [self.hparams.discriminator_loss(rec, ref) for rec, ref in pairs]
         loss, real, fake = (sum(parts) for parts in zip(*hinges, strict=True))
-        terms = {"discriminator": loss, "discriminator_real": real, "discriminator_fake": fake}
-        return Update("discriminator", loss, _detached(terms), len(ref_sig))
+        rec_score, ref_score = (
+            sum(score.mean() for score in side) / len(pairs) for side in zip(*pairs, strict=True)
+        )
+        terms = {
+            "discriminator": loss,
+            "discriminator_real": real,
+            "discriminator_fake": fake,
+            "score_real": ref_score,
+            "score_fake": rec_score,
+            "score_margin": ref_score - rec_score,
+        }
+        ref_maps = [[value[size:].detach() for value in values] for values in maps]
+        return Update("discriminator", loss, _detached(terms), float(size)), ref_maps
 
-    def _decoder_update(self, rec_sig: Tensor, ref_sig: Tensor) -> Update:
-        with self.training_ctx:
-            rec_scores, rec_maps = self.modules.discriminator(rec_sig)
-            with torch.no_grad():
-                _, ref_maps = self.modules.discriminator(ref_sig)
+    def _decoder_update(self, rec_sig: Tensor, ref_sig: Tensor, ref_maps: Maps | None) -> Update:
+        # Not through DistributedDataParallel: these weights get no gradient to be averaged.
+        discriminator = unwrapped(self.modules.discriminator)
+        with frozen(discriminator), parametrize.cached(), self.training_ctx:
+            if ref_maps is None:
+                with torch.no_grad():
+                    _, ref_maps = discriminator(ref_sig)
+            rec_scores, rec_maps = discriminator(rec_sig)
         adversarial = sum(self.hparams.adversarial_loss(scores.float()) for scores in rec_scores)
         matching = self.hparams.feature_matching_loss(_float(rec_maps), _float(ref_maps))
         mel = self.hparams.mel_loss(rec_sig, ref_sig)
@@ -67,35 +103,32 @@ class DecoderBrain(CodecBrain):
             "mel": mel,
             "decoder": loss,
         }
-        return Update("decoder", loss, _detached(terms), len(ref_sig))
+        return Update("decoder", loss, _detached(terms), float(len(ref_sig)))
 
-    def segments(self, features: Features, ids: list[str]) -> tuple[Tensor, Tensor]:
-        """Cut one segment from each utterance's features and, at the same place, from its signal.
-
-        The place derives from seed, epoch and utterance id alone, so it needs no state, and neither
-        the number of loader processes nor a resumption changes it. An utterance shorter than a
-        segment is repeated, never padded.
+    def segments(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Segments of features and signal from the same places (`recipes.common.crops`).
 
         Returns
         -------
-        feats (B, segment_frames, H) and sig (B, segment_frames * hop_length).
+        feats (S, segment_frames, H), sig (S, segment_frames * hop_length) and the share of padding
+        among the frames that were encoded for them.
         """
-        hop_length, size = self.encoder.hop_length, self.hparams.segment_frames
-        feats, ref_sig = [], []
-        for row, (utterance, num_frames) in enumerate(
-            zip(ids, features.mask.sum(1).tolist(), strict=True)
-        ):
-            source = random.Random(f"{self.hparams.seed}/{self.epoch}/{utterance}")
-            start = source.randrange(max(1, num_frames - size + 1))
-            frames = torch.arange(start, start + size, device=features.feats.device) % num_frames
-            feats.append(features.feats[row, frames])
-            ref_sig.append(features.sig[row].unflatten(0, (-1, hop_length))[frames].flatten())
-        return torch.stack(feats), torch.stack(ref_sig)
+        if hasattr(batch, "segments"):
+            feats, sig = batch.feats.data.float(), batch.segments.data
+            return feats.flatten(0, 1), sig.flatten(0, 1), sig.new_zeros(())
+        feats, mask = self.features(batch)
+        sig = self.whole_frames(batch, feats.shape[1]).unflatten(1, (feats.shape[1], -1))
+        frames = batch.frames.data  # (B, K, segment_frames)
+        rows = torch.arange(len(feats), device=feats.device)[:, None, None]
+        cut_feats, cut_sig = feats[rows, frames], sig[rows, frames]
+        return cut_feats.flatten(0, 1), cut_sig.flatten(0, 1).flatten(1), 1 - mask.float().mean()
 
     def evaluate_terms(self, batch: Any, stage: sb.Stage) -> tuple[dict[str, float], float]:
         """Log-mel distance of whole utterances, mean over utterances."""
-        feats, mask, ref_sig = self.features(batch)
-        rec_sig = self.modules.decoder(feats, mask=mask).float()
+        feats, mask = self.features(batch)
+        ref_sig = self.whole_frames(batch, feats.shape[1])
+        decoder = self.modules.decoder if self.average is None else self.average.module
+        rec_sig = decoder(feats, mask=mask).float()
         sizes = (mask.sum(1) * self.encoder.hop_length).tolist()
         distances = [
             float(self.hparams.mel_loss(rec_sig[row, :size], ref_sig[row, :size]))
@@ -124,7 +157,7 @@ def _detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in terms.items()}
 
 
-def _float(maps: list[list[Tensor]]) -> list[list[Tensor]]:
+def _float(maps: Maps) -> Maps:
     return [[value.float() for value in values] for values in maps]
 
 

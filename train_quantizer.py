@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import speechbrain as sb
+import torch
 from torch import Tensor, nn
 
 from focalcodec.masking import masked_mean
 from recipes.common.brain import CodecBrain, Update
 from recipes.common.code_usage import CodeUsage
-from recipes.common.experiment import fingerprint, run_experiment
+from recipes.common.experiment import run_experiment
+from recipes.common.fingerprint import fingerprint
 from recipes.common.run_folder import read_description
 from recipes.common.weights import load_parameters
 
@@ -74,13 +76,17 @@ class QuantizerBrain(CodecBrain):
                 "encoder_checkpoint"
             )
 
+    def start_from(self) -> dict[str, nn.Module]:
+        """Fine-tune compressor and decompressor."""
+        return dict(self.modules.items())
+
     def optimized(self) -> dict[str, nn.Module]:
         """One optimizer for compressor and decompressor together."""
         return {"quantizer": self.modules}
 
     def quantize(self, batch: Any) -> Quantization:
         """Send a batch through compressor, quantizer and decompressor."""
-        feats, mask, _ = self.features(batch)
+        feats, mask = self.features(batch)
         lats = self.modules.compressor(feats, mask=mask)
         tok_mask = mask[:, :: math.prod(self.codec.compressor.downscale_factors)]
         toks, codes = self.codec.quantizer(lats, mask=tok_mask)
@@ -97,6 +103,7 @@ class QuantizerBrain(CodecBrain):
             "entropy": entropy.loss,
             "sample_entropy": entropy.sample_entropy,
             "codebook_entropy": entropy.codebook_entropy,
+            "padding": 1 - mask.float().mean(),
         }
         return Quantization(feats, mask, toks, tok_mask, qfeats, terms)
 
@@ -105,13 +112,14 @@ class QuantizerBrain(CodecBrain):
         with self.training_ctx:
             quantized = self.quantize(batch)
         terms = quantized.terms
-        loss = (
-            self.hparams.reconstruction_weight * terms["reconstruction"]
-            + self.hparams.entropy_weight * terms["entropy"]
-        )
+        reconstruction = self.hparams.reconstruction_weight * terms["reconstruction"]
+        entropy = self.hparams.entropy_weight * terms["entropy"]
+        num_frames = quantized.mask.sum()
         detached = {name: value.detach() for name, value in terms.items()}
-        detached["loss"] = loss.detach()
-        yield Update("quantizer", loss, detached, float(quantized.mask.sum()))
+        detached["loss"] = (reconstruction + entropy).detach()
+        # The entropy is that of all ranks' frames already; the error becomes so by its weight.
+        loss = rank_share(num_frames) * reconstruction + entropy
+        yield Update("quantizer", loss, detached, num_frames)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Begin a stage with empty statistics of codes and features."""
@@ -147,6 +155,20 @@ class QuantizerBrain(CodecBrain):
         if stage == sb.Stage.VALID:
             self.set_learning_rate(self.hparams.scheduler(values["reconstruction"])[1])
             self.hparams.epoch_counter.update_metric(values["reconstruction"])
+
+
+def rank_share(count: Tensor) -> Tensor:
+    """Weight of this rank's mean over ``count`` things in a mean over those of all ranks.
+
+    DistributedDataParallel takes the plain mean of the ranks' gradients; weighted by this, it is
+    the gradient of the mean over all things.
+    """
+    count = count.float()
+    if not torch.distributed.is_initialized():
+        return torch.ones_like(count)
+    total = count.clone()
+    torch.distributed.all_reduce(total)
+    return count * torch.distributed.get_world_size() / total
 
 
 class FeatureMoments:

@@ -43,6 +43,7 @@ def options(stage: str, corpus: Path, output: Path, **overrides) -> list[str]:
         "number_of_epochs": 1,
         "log_interval_steps": 1,
         "metrics": "[mel_distance]",
+        "cost_steps": 0,
     }
     if stage == "decoder":
         values |= {"discriminator": "!include:demo/discriminator.yaml", "lr": 0.001}

@@ -7,8 +7,10 @@ from functools import partial
 import pytest
 import speechbrain as sb
 import torch
+from torch.overrides import TorchFunctionMode
 
-from recipes.common.experiment import run_experiment
+from recipes.common.brain import _step_if
+from recipes.common.experiment import build_experiment, run_experiment
 from tests.stages import STAGES, build, fit_one, options, start, steps_of, train
 from train_quantizer import QuantizerBrain
 
@@ -32,9 +34,14 @@ class PoisonedQuantizer(QuantizerBrain):
 def test_nan_loss_skips_the_batch_and_is_written_down(corpus, tmp_path):
     metrics = run_experiment(PoisonedQuantizer, options("quantizer", corpus, tmp_path / "run"))
     assert math.isfinite(metrics["test"]["reconstruction"])
-    assert metrics["train"]["step"] == 2  # of three batches
+    assert metrics["train"]["step"] == 3
+    # The second step was left out: its terms are in no mean, and it is counted.
+    steps = steps_of(tmp_path / "run")
+    assert [step["failed_steps"] for step in steps] == [0, 1, 1]
+    means = [steps[0]["reconstruction"], steps[2]["reconstruction"]]
+    assert min(means) <= metrics["train"]["reconstruction"] <= max(means)
     records = [json.loads(x) for x in (tmp_path / "run/nonfinite.jsonl").read_text().splitlines()]
-    assert len(records) == 1 and len(records[0]["ranks"][0]["ids"]) == 2
+    assert len(records) == 1 and len(records[0]["ids"][0]) == 2
 
 
 def test_nan_in_every_batch_aborts_with_the_ids_and_keeps_the_checkpoint(
@@ -45,7 +52,7 @@ def test_nan_in_every_batch_aborts_with_the_ids_and_keeps_the_checkpoint(
     monkeypatch.setattr(PoisonedQuantizer, "poisoned", range(1000))
     longer = {"number_of_epochs": 9, "nonfinite_patience": 2}
     more = options("quantizer", corpus, tmp_path / "run", **longer)
-    with pytest.raises(RuntimeError, match="2 batches in a row.*train-clean-100_"):
+    with pytest.raises(RuntimeError, match="2 steps in a row.*train-clean-100_"):
         run_experiment(PoisonedQuantizer, more)
     assert sorted((tmp_path / "run/save").iterdir()) == kept
 
@@ -59,9 +66,79 @@ def test_nonfinite_gradient_leaves_all_weights_alone(stage, corpus, tmp_path):
     next(module.parameters()).register_hook(lambda gradient: gradient * math.inf)
     before = {name: value.detach().clone() for name, value in module.named_parameters()}
     fit_one(brain, next(iter(experiment.train)))
-    assert brain.nonfinite_streak == 1 and brain.optimizer_step == 0
+    assert brain.step_log.streak == 1 and brain.step_log.num_failed == 1
     assert all(torch.equal(before[name], value) for name, value in module.named_parameters())
     assert all(parameter.grad is None for parameter in brain.modules.parameters())
+
+
+def test_a_nonfinite_batch_leaves_out_its_whole_accumulation_group(corpus, tmp_path):
+    class Poisoned(PoisonedQuantizer):
+        poisoned = frozenset({1})
+
+    options_ = options("quantizer", corpus, tmp_path / "run", grad_accumulation_factor=2)
+    brain, loader, _, _ = build_experiment(Poisoned, options_)
+    batches = list(loader)
+    start(brain)
+    before = parameters(brain)
+    fit_one(brain, batches[0])
+    fit_one(brain, batches[1])
+    assert all(torch.equal(before[name], value) for name, value in parameters(brain).items())
+    record = json.loads((tmp_path / "run/nonfinite.jsonl").read_text())
+    assert record["ids"] == [[*batches[0].id, *batches[1].id]]
+    fit_one(brain, batches[2])
+    assert brain.step_log.streak == 0 and brain.step_log.num_failed == 1
+    assert any(not torch.equal(before[name], value) for name, value in parameters(brain).items())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_failed_step_leaves_weights_moments_and_step_counts_alone(fused):
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=fused)
+    for finite in (True, False):
+        weight.grad = torch.full((3,), 1.0 if finite else math.nan)
+        _step_if(optimizer, torch.tensor(finite))
+        if finite:
+            before = [
+                weight.detach().clone(),
+                *(x.clone() for x in optimizer.state[weight].values()),
+            ]
+    after = [weight, *optimizer.state[weight].values()]
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+    assert before[0][0] != 1
+
+
+class _Waits(TorchFunctionMode):
+    """Notes calls that make the host wait for a device."""
+
+    names = {"item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__float__", "__int__"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        name = getattr(function, "__name__", "")
+        by_mask = name == "__getitem__" and _is_mask(arguments[1])
+        if name in self.names or by_mask:
+            self.calls.append(name)
+        return function(*arguments, **(keywords or {}))
+
+
+def _is_mask(index) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, torch.Tensor) and part.dtype == torch.bool for part in parts)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_only_logged_steps_wait_for_the_device(stage, corpus, tmp_path):
+    brain, loader, _, _ = build(stage, corpus, tmp_path / "run", log_interval_steps=3)
+    start(brain)
+    waits = []
+    for batch in loader:
+        with _Waits() as mode:
+            fit_one(brain, batch)
+        waits.append(len(mode.calls))
+    assert waits[0] > 0 and waits[1] == 0 and waits[2] > 0, waits
 
 
 def with_sgd(experiment, lr: float = 1.0):
@@ -157,9 +234,9 @@ def test_overflow_lowers_the_scale_and_is_a_failure_only_without_any(stage, corp
     before = {name: value.detach().clone() for name, value in module.named_parameters()}
     for scale in (2.0, 1.0):
         fit_one(brain, batch)
-        assert brain.scaler.get_scale() == scale and brain.nonfinite_streak == 0
+        assert brain.scaler.get_scale() == scale and brain.step_log.streak == 0
         brain.step = 0
-    with pytest.raises(RuntimeError, match="3 batches in a row"):
+    with pytest.raises(RuntimeError, match="3 steps in a row"):
         for _ in range(5):
             fit_one(brain, batch)
             brain.step = 0

@@ -17,7 +17,7 @@ from speechbrain.dataio.dataloader import SaveableDataLoader, make_dataloader
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from recipes.common import dataio, manifests
-from recipes.common.dataio import BadAudioError, load_sig
+from recipes.common.dataio import BadAudioError, SigDataset, bucket_sampler, load_sig
 from tests.audio_files import RATE, REFUSED_BY_HEADER, REFUSED_WHEN_READ, write_noise
 
 # Python 3.12 warns of every fork of a process with threads, and torch has some.
@@ -321,3 +321,53 @@ def test_workers_compute_on_one_thread(corpus):
     loader = make_dataloader(dataset, **dataio.loader_kwargs(seed=0, num_workers=2))
     assert {batch.num_threads.item() for batch in loader} == {1}
     torch.set_num_threads(threads)
+
+
+# Batches by seconds
+
+
+def _entries(durations):
+    return {
+        f"{i:04}": {"wav": "none.wav", "duration": seconds, "num_samples": round(16000 * seconds)}
+        for i, seconds in enumerate(durations)
+    }
+
+
+@pytest.fixture
+def lengths() -> list[float]:
+    """Lengths like those of LibriTTS, 1 to 25 s."""
+    source = random.Random(0)
+    return [min(25, max(1, source.lognormvariate(1.5, 0.7))) for _ in range(4000)]
+
+
+def test_batches_by_seconds_are_full_and_hardly_padded(lengths):
+    dataset = SigDataset(_entries(lengths), sample_rate=16000)
+    sampler = bucket_sampler(dataset, batch_seconds=160, seed=1)
+    batches = list(sampler)
+    assert sorted(i for batch in batches for i in batch) == list(range(4000))
+    padded = [len(batch) * max(lengths[i] for i in batch) for batch in batches]
+    assert max(padded) <= 160
+    assert 1 - sum(lengths) / sum(padded) < 0.05
+    assert sum(lengths) / len(batches) > 0.8 * 160
+
+
+def test_batches_by_seconds_depend_on_seed_and_epoch_alone(lengths):
+    dataset = SigDataset(_entries(lengths[:300]), sample_rate=16000)
+
+    def batches(epoch, *, after=(), seed=1):
+        sampler = bucket_sampler(dataset, batch_seconds=100, seed=seed)
+        for earlier in after:
+            sampler.set_epoch(earlier)
+            list(sampler)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert batches(3) == batches(3, after=(1, 2))
+    assert batches(3) != batches(2) and batches(3) != batches(3, seed=2)
+    assert len(batches(3)) == len(batches(2))  # what "steps per epoch" relies on
+
+
+def test_a_batch_shorter_than_an_utterance_is_refused():
+    dataset = SigDataset(_entries([2.0, 31.5]), sample_rate=16000)
+    with pytest.raises(ValueError, match="batch_seconds is 30, but the longest utterance has 31.5"):
+        bucket_sampler(dataset, batch_seconds=30, seed=0)

@@ -3,13 +3,17 @@
 import json
 import os
 import socket
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from recipes.common.experiment import build_experiment, fingerprint
-from tests.stages import STAGES, options
+from recipes.common.experiment import build_experiment
+from recipes.common.dataio import collate
+from recipes.common.fingerprint import fingerprint
+from tests.stages import STAGES, fit_one, options, start, steps_of
 
 ENCODER = """# WavLM at toy size.
 !new:focalcodec.wavlm.WavLM
@@ -23,7 +27,7 @@ conv_pos_groups: 2
 """
 
 
-def _train(rank: int, port: int, stage: str, corpus: Path, folder: Path) -> None:
+def _become(rank: int, port: int) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -32,6 +36,17 @@ def _train(rank: int, port: int, stage: str, corpus: Path, folder: Path) -> None
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
+
+
+def _on_two_ranks(function: Callable, *arguments: object) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(function, (port, *arguments), nprocs=2)
+
+
+def _train(rank: int, port: int, stage: str, corpus: Path, folder: Path) -> None:
+    _become(rank, port)
     torch.manual_seed(rank)  # an encoder that only one rank loads would differ
     encoder = {"encoder": f"!include:{folder / 'wavlm.yaml'}", "encoder_checkpoint": "random"}
     arguments = options(stage, corpus, folder / "run", number_of_epochs=2, **encoder)
@@ -53,13 +68,48 @@ def fingerprint_of(modules: torch.nn.ModuleDict) -> float:
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_finish_with_one_encoder_and_one_set_of_weights(stage, corpus, tmp_path):
     (tmp_path / "wavlm.yaml").write_text(ENCODER)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_train, (port, stage, corpus, tmp_path), nprocs=2)
+    _on_two_ranks(_train, stage, corpus, tmp_path)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert set(metrics) == {"train", "valid", "test"}
     # Six utterances in batches of two on two ranks: two steps an epoch.
     assert metrics["train"]["step"] == 4
+
+
+def _step_once(stage: str, corpus: Path, folder: Path, *, utterances: slice, ranks: int) -> None:
+    """One step of plain gradient descent, whose change of the weights is the gradient."""
+    arguments = options(stage, corpus, folder / f"{ranks}", batch_size=4 // ranks)
+    if ranks > 1:
+        arguments.append("--distributed_backend=gloo")
+    brain, loader, _, _ = build_experiment(STAGES[stage][0], arguments)
+    brain.opt_class = partial(torch.optim.SGD, lr=1.0)
+    start(brain)
+    brain.modules.eval()  # spectral norm's power iteration goes on with every pass
+    before = [p.detach().clone() for p in brain.modules.parameters()]
+    fit_one(brain, collate([loader.dataset[i] for i in range(4)[utterances]]))
+    changes = [p.detach() - old for p, old in zip(brain.modules.parameters(), before, strict=True)]
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        torch.save(changes, folder / f"{ranks}.pt")
+    brain.run_log.close()
+
+
+def _step_of_half(rank: int, port: int, stage: str, corpus: Path, folder: Path) -> None:
+    _become(rank, port)
+    _step_once(stage, corpus, folder, utterances=slice(2 * rank, 2 * rank + 2), ranks=2)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_with_half_of_a_batch_each_are_one_with_all_of_it(stage, corpus, tmp_path):
+    """Utterances have unequal lengths: a mean of the ranks' means would be another."""
+    _on_two_ranks(_step_of_half, stage, corpus, tmp_path)
+    _step_once(stage, corpus, tmp_path, utterances=slice(0, 4), ranks=1)
+    apart, together = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (2, 1))
+    largest = max(change.norm() for change in together)
+    for actual, expected in zip(apart, together, strict=True):
+        # float32 sums over halves, and one ulp of weights of about 1
+        assert (actual - expected).norm() <= 1e-3 * expected.norm() + 1e-6 * largest
+    (two,), (one,) = steps_of(tmp_path / "2"), steps_of(tmp_path / "1")
+    for name in one.keys() - {"padding"}:  # which batches of two have less of
+        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name

@@ -176,27 +176,61 @@ def test_bf16_computes_in_bf16_and_trains(stage, corpus, tmp_path):
 
 def test_segments_of_features_and_signal_come_from_the_same_place(corpus, tmp_path):
     experiment = build("decoder", corpus, tmp_path / "run")
-    brain, batch = experiment.brain, next(iter(experiment.train))
-    brain.epoch = 1
-    feats, sig = brain.segments(brain.features(batch), batch.id)
+    brain = experiment.brain
+    feats, sig, _ = brain.segments(next(iter(experiment.train)))
     assert feats.shape == (2, 22, 80) and sig.shape == (2, 7040)
     alone = brain.encoder(sig)
     # Three frames at each edge see beyond the cut. 1e-4: float32 FFT of the same samples.
     assert torch.allclose(alone[:, 3:-3], feats[:, 3:-3], atol=1e-4)
-    again, _ = brain.segments(brain.features(batch), batch.id)
-    assert torch.equal(again, feats)
-    brain.epoch = 2
-    assert not torch.equal(brain.segments(brain.features(batch), batch.id)[0], feats)
+
+
+def test_segments_are_others_in_every_epoch_and_the_same_in_every_process(corpus, tmp_path):
+    brain, loader, _, _ = build("decoder", corpus, tmp_path / "run", num_workers=1)
+    seen = {}
+    for epoch in (1, 2, 1):
+        brain.on_stage_start(sb.Stage.TRAIN, epoch)
+        frames = {}
+        for batch in loader:
+            frames |= {name: rows.tolist() for name, rows in zip(*batch_frames(batch), strict=True)}
+        assert seen.setdefault(epoch, frames) == frames
+    assert seen[1].keys() == seen[2].keys()
+    assert any(seen[1][name] != seen[2][name] for name in seen[1])
+
+
+def batch_frames(batch) -> tuple[list[str], torch.Tensor]:
+    return batch.id, batch.frames.data
 
 
 def test_utterance_shorter_than_a_segment_is_repeated_not_padded(corpus, tmp_path):
     experiment = build("decoder", corpus, tmp_path / "run", segment_frames=200)
     batch = next(iter(experiment.train))
-    features = experiment.brain.features(batch)
-    feats, _ = experiment.brain.segments(features, batch.id)
-    num_frames = int(features.mask[0].sum())
+    num_frames = int(experiment.brain.features(batch).mask[0].sum())
+    feats, _, _ = experiment.brain.segments(batch)
     assert num_frames < 200
     assert torch.equal(feats[0, num_frames:], feats[0, : 200 - num_frames])
+
+
+def test_crops_per_utterance_encode_fewer_utterances_for_the_same_batch(corpus, tmp_path):
+    overrides = {"batch_size": 4, "crops_per_utterance": 2, "segment_frames": 10}
+    brain, loader, _, _ = build("decoder", corpus, tmp_path / "run", **overrides)
+    batch = next(iter(loader))
+    feats, sig, _ = brain.segments(batch)
+    assert len(batch.id) == 2 and len(feats) == len(sig) == 4
+    assert not torch.equal(feats[0], feats[1])  # of one utterance, from two places
+    assert len(loader) == 3
+    with pytest.raises(ValueError, match="multiple of crops_per_utterance, got 4 and 3"):
+        build("decoder", corpus, tmp_path / "other", batch_size=4, crops_per_utterance=3)
+
+
+def test_logged_padding_is_the_share_of_frames_that_are_none(corpus, tmp_path):
+    for stage in STAGES:
+        brain, loader, _, _ = build(stage, corpus, tmp_path / stage, batch_size=3)
+        start(brain)
+        batch = next(iter(loader))
+        frames = [-(-int(size) // 320) for size in batch.num_samples]
+        fit_one(brain, batch)
+        expected = 1 - sum(frames) / (3 * max(frames))
+        assert steps_of(tmp_path / stage)[0]["padding"] == pytest.approx(expected)
 
 
 def test_training_tokens_equal_the_codecs_on_each_utterance_alone(quantizer_run, corpus, tmp_path):

@@ -4,12 +4,14 @@ Frozen features, the guarded optimizer step (clipping, accumulation, precision, 
 stage means, checkpoints chosen by one positive error, audio metrics and samples. A stage adds its
 own losses (`updates`) and its own validation (`evaluate_terms`).
 
+No step waits for the device: whether a step was finite is decided there, and its terms are fetched
+at the log interval (`recipes.common.step_log`).
+
 SpeechBrain's loop owns ``self.step`` (the position in the epoch) and is left alone; ``fit_batch``
 is overridden because its default clips only the first parameter group, steps after a non-finite
 loss and drops the batches that are left over at an epoch's end.
 """
 
-import json
 import logging
 import math
 import time
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple
 
 import speechbrain as sb
 import torch
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.nnet.schedulers import update_learning_rate
 from speechbrain.utils.distributed import if_main_process, main_process_only
 from speechbrain.utils.optimizers import rm_vector_weight_decay
@@ -27,31 +30,35 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from focalcodec.codec import encode
+from focalcodec.masking import lengths_to_mask, num_valid
+from recipes.common import cost
+from recipes.common.interruption import Interrupted, Interruption
 from recipes.common.metrics import AudioMetrics
 from recipes.common.random_state import RandomState
 from recipes.common.run_log import Means, RunLog
+from recipes.common.step_log import StepLog, StepTensors, finite_terms, from_main
+from recipes.common.weights import fill_from_codec
 
 logger = logging.getLogger(__name__)
 
 
 class Features(NamedTuple):
-    """Frozen features of a batch: feats (B, N, H), mask (B, N), sig (B, N * hop_length)."""
+    """Frozen features of a batch: feats (B, N, H) float32, mask (B, N)."""
 
     feats: Tensor
     mask: Tensor
-    sig: Tensor
 
 
 class Update(NamedTuple):
     """One loss of a training batch: whose optimizer, the scalar to minimise, terms to log.
 
-    ``weight`` says of how many things the terms are means (frames, utterances).
+    ``weight`` says of how many things the terms are means (frames, segments).
     """
 
     optimizer: str
     loss: Tensor
     terms: dict[str, Tensor]
-    weight: float
+    weight: Tensor | float
 
 
 class CodecBrain(sb.Brain):
@@ -74,20 +81,28 @@ class CodecBrain(sb.Brain):
         # Outside `modules`: never wrapped, never in train mode, never in an optimizer or a
         # checkpoint.
         self.encoder = self.hparams.encoder.to(self.device).eval().requires_grad_(False)
+        self._encode = self.encoder  # compiled, perhaps
+        if self.hparams.init_from is not None and not self.checkpointer.list_checkpoints():
+            fill_from_codec(self.start_from(), self.hparams.init_from, encoder=self.encoder)
         self.run_log = RunLog(self._log_folder(), sample_rate=self.encoder.sample_rate)
+        self.step_log = StepLog(self.run_log.folder, patience=self.nonfinite_patience)
+        self.interruption = Interruption()
         self.audio_metrics: dict[str, AudioMetrics] = {}
         self.means = Means()
         self.checkpointer.add_recoverable("means", self.means)
+        self.checkpointer.add_recoverable("step_log", self.step_log)
         self.checkpointer.add_recoverable("random_state", RandomState())
-        self.nonfinite_streak = 0
         self.validated_step = 0
+        self.loaders: dict[sb.Stage, Any] = {}
         self.epoch = 0
         self.train_stats: dict[str, float] = {}
-        self.num_batches: dict[sb.Stage, int] = {}
+        self._group_ids: list[str] = []  # of the accumulation group
+        self._group_finite: Tensor | None = None
         self.metric_ids: dict[sb.Stage, set[str]] = {}
         self.sample_ids: dict[sb.Stage, set[str]] = {}
         self._bar: tqdm | None = None
         self._started: tuple[float, int] | None = None
+        self._saved_at = (0, 0)
         self._metrics("rec")  # a misspelt metric or a missing package shows now, not after an epoch
 
     # To be written by a stage
@@ -99,6 +114,13 @@ class CodecBrain(sb.Brain):
     def evaluate_terms(self, batch: Any, stage: sb.Stage) -> tuple[dict[str, float], float]:
         """Terms of a validation or test batch, and the weight of their mean."""
         raise NotImplementedError
+
+    def start_from(self) -> dict[str, nn.Module]:
+        """Modules that ``init_from`` fills, by their name in a codec."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Do something after every optimizer step."""
 
     def stage_values(self, stage: sb.Stage) -> dict[str, Any]:
         """Further values to log at the end of a validation or test."""
@@ -123,21 +145,39 @@ class CodecBrain(sb.Brain):
         loader = super().make_dataloader(dataset, stage, **kwargs)
         ids = list(dataset.data_ids)
         scored = len(ids) if stage == sb.Stage.TEST else self.hparams.valid_metric_utterances
-        self.num_batches[stage] = len(loader)
+        self.loaders[stage] = loader
         self.metric_ids[stage] = evenly_spaced(ids, scored)
         self.sample_ids[stage] = evenly_spaced(ids, self.hparams.num_audio_samples)
         return loader
 
     @torch.no_grad()
     def features(self, batch: Any) -> Features:
-        """Features of the frozen encoder, always in float32, and the signal cut to whole frames."""
+        """Features of the frozen encoder: computed in float32, or read from the feature cache."""
+        if hasattr(batch, "feats"):
+            feats, lens = batch.feats
+            mask = lengths_to_mask(num_valid(lens, feats.shape[1]), feats.shape[1])
+            return Features(feats.float(), mask)
         sig, lens = batch.sig
+        if self.hparams.augment is not None and self.modules.training:
+            sig, lens = self._augmented(sig, lens)
         with torch.autocast(self.device_type, enabled=False):
-            feats, mask = encode(self.encoder, sig, lens=lens)
-        size = feats.shape[1] * self.encoder.hop_length
-        return Features(
-            feats, mask, nn.functional.pad(sig, (0, max(0, size - sig.shape[1])))[:, :size]
-        )
+            return Features(*encode(self._encode, sig, lens=lens))
+
+    def _augmented(self, sig: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
+        shape = sig.shape
+        sig, lens = self.hparams.augment(sig, lens)
+        if sig.shape != shape:
+            raise ValueError(
+                f"augment made {tuple(sig.shape)} of signals {tuple(shape)}, but frames have to "
+                "stay where they are: leave out what changes speed or adds copies to the batch"
+            )
+        return sig, lens
+
+    def whole_frames(self, batch: Any, num_frames: int) -> Tensor:
+        """Give the batch's signal (B, num_frames * hop_length), cut or zero-padded to whole frames."""
+        sig = batch.sig.data
+        size = num_frames * self.encoder.hop_length
+        return nn.functional.pad(sig, (0, max(0, size - sig.shape[1])))[:, :size]
 
     # Training
 
@@ -157,133 +197,144 @@ class CodecBrain(sb.Brain):
     def fit_batch(self, batch: Any) -> Tensor:
         """Run every update's backward, and step its optimizer when the accumulation is complete.
 
-        A loss or gradient that is not finite skips the batch; see `_skip_batch`.
+        A loss or gradient that is not finite leaves the group's step out; see
+        `recipes.common.step_log`.
         """
-        batch = batch.to(self.device)
         group, should_step = self._accumulation()
+        self.step_log.add(self._train_on(batch, group=group, should_step=should_step))
+        self.optimizer_step += int(should_step)
+        if should_step:
+            self.after_step()
+        if should_step and self._is_logged(self.optimizer_step):
+            self._fetch_steps()
+        if self._bar is not None:
+            self._bar.update()
+        # SpeechBrain averages what comes back, which nothing reads: the loss would be waited for.
+        return torch.zeros(())
+
+    def _train_on(
+        self, batch: Any, *, group: int, should_step: bool, idle: bool = False
+    ) -> StepTensors:
+        """Do one batch; ``idle`` leaves all weights and optimizer states as they are."""
+        batch = batch.to(self.device, non_blocking=True)
+        if self._group_finite is None:
+            self._group_ids = []
+            self._group_finite = torch.full((), not idle, device=self.device)
+        self._group_ids = self._group_ids + list(batch.id)
+        finite = self._group_finite
         terms: dict[str, Tensor] = {}
-        total, weight, finite, stepped = 0.0, 0.0, True, False
+        weight: Tensor | float = 0.0
         with self.no_sync(not should_step), closing(self.updates(batch)) as updates:
             for update in updates:
-                total = total + update.loss.detach()
                 terms |= update.terms
                 weight = update.weight
-                finite = self._finite_on_all_ranks(update.loss)
-                if not finite:
-                    break
+                finite = finite & torch.isfinite(update.loss.detach())
                 self.scaler.scale(update.loss / group).backward()
                 if should_step:
-                    stepped = True
-                    norm, finite = self._step_optimizer(update.optimizer)
+                    norm, finite = self._step_optimizer(update.optimizer, finite)
                     terms[f"grad_norm_{update.optimizer}"] = norm
-                if not finite:
-                    break
-        if stepped:
-            self.scaler.update()
-        values = {name: float(value) for name, value in terms.items()}
-        if finite:
-            self.nonfinite_streak = 0
-            self.optimizer_step += int(should_step)
-            self._log_step(values, weight, should_step)
-        else:
-            self._skip_batch(batch.id, values)
-        return torch.as_tensor(total).cpu()
+        self._group_finite = None if should_step else finite
+        failed = None
+        if should_step:
+            # fp16 overflows while its scaler searches for a scale; only without any scale is that
+            # a failure. `update` lowers the scale because `unscale_` has noted the overflow.
+            failed = ~finite
+            if self.scaler.is_enabled():
+                failed = failed & (self._scale() <= 1)
+                self.scaler.update()
+        return StepTensors(
+            epoch=self.epoch,
+            step=self.optimizer_step + 1,
+            ids=self._group_ids,
+            terms=terms,
+            weight=weight,
+            failed=failed,
+            rates={
+                f"lr_{name}": o.param_groups[0]["lr"] for name, o in self.optimizers_dict.items()
+            },
+        )
 
     def _accumulation(self) -> tuple[int, bool]:
         """Size of the accumulation group, shorter at an epoch's end; True if it is complete."""
-        factor, total = self.grad_accumulation_factor, self.num_batches[sb.Stage.TRAIN]
+        factor, total = self.grad_accumulation_factor, len(self.loaders[sb.Stage.TRAIN])
         if self.debug:
             total = min(total, self.debug_batches)
         start = (self.step - 1) // factor * factor
         group = min(factor, total - start)
         return group, self.step == start + group
 
-    def _finite_on_all_ranks(self, loss: Tensor) -> bool:
-        finite = torch.isfinite(loss.detach()).float()
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
-        return bool(finite)
-
-    def _step_optimizer(self, name: str) -> tuple[Tensor, bool]:
-        """Unscale, clip, step; the norm before clipping, and False if the step was left out."""
+    def _step_optimizer(self, name: str, finite: Tensor) -> tuple[Tensor, Tensor]:
+        """Unscale, clip, step if everything is finite; the norm before clipping, and if it was."""
         optimizer = self.optimizers_dict[name]
         self.scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        limit = self.max_grad_norm if self.max_grad_norm > 0 else math.inf
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
-        finite = bool(torch.isfinite(norm))
-        if finite:
-            self.scaler.step(optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.max_grad_norm > 0:
+            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        finite = _on_all_ranks(finite & torch.isfinite(norm))
+        _step_if(optimizer, finite)
         optimizer.zero_grad(set_to_none=True)
-        # fp16 overflows while its scaler searches for a scale; only without any scale is that a
-        # failure. `scaler.update` lowers the scale because `unscale_` has noted the overflow.
-        searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        return norm, finite or searching
+        return norm, finite
 
-    def _skip_batch(self, ids: list[str], values: dict[str, float]) -> None:
-        """Drop the gradients, note the batch, give up after ``nonfinite_patience`` in a row."""
-        self.zero_grad(set_to_none=True)
-        self.nonfinite_streak += 1
-        path = self.run_log.folder / "nonfinite.jsonl"
-        record = {
-            "epoch": self.epoch,
-            "step": self.optimizer_step,
-            "ranks": _gather({"ids": list(ids), "terms": {k: str(v) for k, v in values.items()}}),
-        }
-        if if_main_process():
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        logger.warning("loss or gradient is not finite, batch skipped: %s", record)
-        if self.nonfinite_streak >= self.nonfinite_patience:
-            raise RuntimeError(
-                f"{self.nonfinite_streak} batches in a row gave a loss or gradient that is not "
-                f"finite (nonfinite_patience: {self.nonfinite_patience}); the last one is "
-                f"{list(ids)}, all are in {path}. The last checkpoint is untouched: lower lr, or "
-                "set max_grad_norm, and choose a new output_folder"
-            )
+    def _scale(self) -> Tensor:
+        """Scale of fp16's scaler, without waiting for it."""
+        return self.scaler.scale(torch.ones((), device=self.device))
 
-    def _log_step(self, values: dict[str, float], weight: float, should_step: bool) -> None:
-        # Not finite here is only the gradient norm of a step that fp16's scaler left out.
-        values = {name: value for name, value in values.items() if math.isfinite(value)}
-        self.means.add(values, weight=weight)
+    def _is_logged(self, step: int) -> bool:
+        return step == 1 or step % self.hparams.log_interval_steps == 0
+
+    def _fetch_steps(self) -> None:
+        """Bring what the last steps left behind to the host; means, log and bar get it."""
+        for step in self.step_log.fetch():
+            if not step.failed:
+                self.means.add(finite_terms(step.terms), weight=step.weight)
+            if step.complete and self._is_logged(step.step):
+                self._log_step(step.step, step.epoch, finite_terms(step.terms) | step.rates)
+
+    def _log_step(self, step: int, epoch: int, values: dict[str, float]) -> None:
+        values["failed_steps"] = self.step_log.num_failed
+        self.run_log.step(step, values, epoch=epoch)
         if self._bar is not None:
-            self._bar.set_postfix(
-                {name: f"{value:.3g}" for name, value in values.items()}, refresh=False
-            )
-            self._bar.set_description(
-                f"epoch {self.epoch} ({self.remaining_time()} left)", refresh=False
-            )
-            self._bar.update()
-        interval = self.hparams.log_interval_steps
-        if should_step and (self.optimizer_step == 1 or self.optimizer_step % interval == 0):
-            rates = {
-                f"lr_{name}": o.param_groups[0]["lr"] for name, o in self.optimizers_dict.items()
-            }
-            self.run_log.step(self.optimizer_step, values | rates, epoch=self.epoch)
+            shown = {name: f"{value:.3g}" for name, value in values.items()}
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.set_description(f"epoch {epoch} ({self.remaining_time()} left)", False)
 
     def remaining_time(self) -> str:
         """Estimate for the whole run, validations included, from the pace since this start."""
         if self._started is None or self.optimizer_step <= self._started[1]:
             return "?"
         pace = (time.monotonic() - self._started[0]) / (self.optimizer_step - self._started[1])
-        per_epoch = math.ceil(self.num_batches[sb.Stage.TRAIN] / self.grad_accumulation_factor)
-        left = (
-            self.hparams.number_of_epochs - self.epoch + 1
-        ) * per_epoch - self.step // self.grad_accumulation_factor
+        return cost.clock(self.remaining_steps() * pace)
+
+    def remaining_steps(self) -> int:
+        """Optimizer steps that are left, by epochs or by the limit, whichever comes first."""
+        factor = self.grad_accumulation_factor
+        epochs = self.hparams.number_of_epochs - max(self.epoch, 1) + 1
+        left = epochs * self.steps_per_epoch() - self.step // factor
         if self.optimizer_step_limit is not None:
             left = min(left, self.optimizer_step_limit - self.optimizer_step)
-        hours, seconds = divmod(round(max(left, 0) * pace), 3600)
-        return f"{hours}:{seconds // 60:02d}:{seconds % 60:02d}"
+        return max(left, 0)
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch on this rank."""
+        return math.ceil(len(self.loaders[sb.Stage.TRAIN]) / self.grad_accumulation_factor)
 
     # The loop: SpeechBrain's, with our bar, and validation at an interval
 
     def fit(self, epoch_counter: Any, train_set: Any, valid_set: Any = None, **kwargs: Any) -> None:
-        """Brain's loop; the progress bar is ours, because Brain's shows one number only."""
-        super().fit(epoch_counter, train_set, valid_set, progressbar=False, **kwargs)
+        """Brain's loop; the progress bar is ours, because Brain's shows one number only.
+
+        Raises
+        ------
+        Interrupted : after SIGTERM or SIGUSR1, once a checkpoint is saved.
+        """
+        with self.interruption:
+            super().fit(epoch_counter, train_set, valid_set, progressbar=False, **kwargs)
 
     def evaluate(self, test_set: Any, **kwargs: Any) -> float:
-        """Brain's loop over the test set, from the best checkpoint."""
-        return super().evaluate(test_set, progressbar=False, **kwargs)
+        """Brain's loop over the test set, from the best checkpoint; may raise Interrupted."""
+        with self.interruption:
+            return super().evaluate(test_set, progressbar=False, **kwargs)
 
     def on_fit_start(self) -> None:
         """Resume, then open the logs at the step that the checkpoint was made at."""
@@ -291,7 +342,16 @@ class CodecBrain(sb.Brain):
         self.run_log.resume(self.optimizer_step)
         # SpeechBrain's step is 0 in a checkpoint that a validation has written, and in a new run.
         self.validated_step = self.optimizer_step if self.step == 0 else -1
+        self._saved_at = self.step, self.optimizer_step
+        if self.hparams.cost_steps > 0:
+            cost.announce(self)
         self._started = time.monotonic(), self.optimizer_step
+
+    def _compile(self) -> None:
+        """Compile the frozen encoder with the modules that SpeechBrain compiles."""
+        super()._compile()
+        if self.compile:
+            self._encode = torch.compile(self.encoder, dynamic=True)
 
     def on_evaluate_start(self, max_key: str | None = None, min_key: str | None = None) -> None:
         """Load the best checkpoint; it must exist, a test of untrained modules would be no test."""
@@ -309,21 +369,44 @@ class CodecBrain(sb.Brain):
             super()._fit_train(train_set, epoch, enable)
 
     def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
-        last = (
-            epoch >= self.hparams.number_of_epochs
-            or self._optimizer_step_limit_exceeded
-            or (self.debug and epoch == self.debug_epochs)
-        )
-        if not last and epoch % self.hparams.valid_interval_epochs != 0:
+        if not self._is_validated(epoch):
             return
         if self.optimizer_step == self.validated_step:
             logger.warning("no step since the last validation (epoch %d): not repeated", epoch)
             return
         super()._fit_valid(valid_set, epoch, enable)
 
-    def _should_save_intra_epoch_ckpt(self, *args: Any) -> bool:
+    def _is_validated(self, epoch: int) -> bool:
+        last = (
+            epoch >= self.hparams.number_of_epochs
+            or self._optimizer_step_limit_exceeded
+            or (self.debug and epoch == self.debug_epochs)
+        )
+        return last or epoch % self.hparams.valid_interval_epochs == 0
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
         # Inside an accumulation group the gradient so far would be lost.
-        return self._accumulation()[1] and super()._should_save_intra_epoch_ckpt(*args)
+        if not self._accumulation()[1]:
+            return False
+        if 0 < self.ckpt_interval_steps <= steps_since_ckpt:
+            return True
+        # To agree with other ranks on times and signals is to wait for the device.
+        if torch.distributed.is_initialized() and not self._is_logged(self.optimizer_step):
+            return False
+        by_time = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+        return self.interruption.agree() or by_time
+
+    def _save_intra_epoch_ckpt(self) -> None:
+        """Save in the middle of an epoch, and stop there if a signal asked for it."""
+        self._fetch_steps()
+        super()._save_intra_epoch_ckpt()
+        self._saved_at = self.step, self.optimizer_step
+        self._stop_if_interrupted()
+
+    def _stop_if_interrupted(self) -> None:
+        if self.interruption.agree():
+            name = self.interruption.signal_name or "a signal on another rank"
+            raise Interrupted(name, step=self.optimizer_step)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Begin a stage: empty means (unless an unfinished epoch goes on), fresh metrics, a bar."""
@@ -333,9 +416,13 @@ class CodecBrain(sb.Brain):
         if epoch is not None:
             self.epoch = epoch
         self.audio_metrics = {}
+        if stage == sb.Stage.TRAIN:
+            dataset = self.loaders[stage].dataset
+            if dataset.crops is not None:
+                dataset.crops.epoch = epoch
         shown = if_main_process() and not self.noprogressbar
         self._bar = tqdm(
-            total=self.num_batches[stage],
+            total=len(self.loaders[stage]),
             initial=self.step if resumed else 0,
             desc=stage.name.lower(),
             dynamic_ncols=True,
@@ -351,11 +438,18 @@ class CodecBrain(sb.Brain):
             terms, weight = self.evaluate_terms(batch, stage)
         self.means.add(terms, weight=weight)
         self._bar.update()
+        self._stop_if_interrupted()  # what was trained is in a checkpoint
         return torch.tensor(terms[self.selection_key])
 
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
         """Log a stage's means; after a validation, anneal and save."""
         self._bar.close()
+        if stage == sb.Stage.TRAIN:
+            self._fetch_steps()
+            # A signal, or worse, in the validation then costs no training.
+            saved = self._saved_at == (self.step, self.optimizer_step)
+            if self._is_validated(epoch) and not saved and not self.debug:
+                self._save_intra_epoch_ckpt()
         values: dict[str, Any] = self.means.summarize()
         if stage == sb.Stage.TRAIN:
             self.train_stats = values
@@ -364,7 +458,7 @@ class CodecBrain(sb.Brain):
                 self.anneal(stage, epoch, values)
             return
         # Every rank validates everything; one rank's last bit must not stop or anneal it alone.
-        error = _from_main(values.get(self.selection_key, math.nan))
+        error = from_main(values.get(self.selection_key, math.nan))
         values[self.selection_key] = error
         if not math.isfinite(error):
             raise RuntimeError(
@@ -387,6 +481,9 @@ class CodecBrain(sb.Brain):
                 meta={self.selection_key: error, "epoch": epoch},
                 min_keys=[self.selection_key],
                 num_to_keep=1,
+            )
+            self.checkpointer.delete_checkpoints(
+                num_to_keep=0, ckpt_predicate=lambda ckpt: INTRA_EPOCH_CKPT_FLAG in ckpt.meta
             )
         else:
             self._write_line({"test of step": self.optimizer_step}, test=values)
@@ -448,6 +545,11 @@ class CodecBrain(sb.Brain):
         )
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Take a module out of DistributedDataParallel."""
+    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+
+
 def evenly_spaced(ids: list[str], number: int) -> set[str]:
     """Choose ``number`` ids, spread evenly over their order."""
     number = min(number, len(ids))
@@ -463,19 +565,19 @@ def _step_limit(value: int | str | None) -> int | None:
     return int(value)
 
 
-def _gather(value: Any) -> list[Any]:
-    """Everybody's value, by rank."""
-    if not torch.distributed.is_initialized():
-        return [value]
-    values = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
+def _step_if(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Step if ``finite``; a fused optimizer decides that on the device, like under a GradScaler."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
+    elif finite:
+        optimizer.step()
 
 
-def _from_main(value: float) -> float:
-    """Take the main process's value, on every rank."""
+def _on_all_ranks(finite: Tensor) -> Tensor:
     if not torch.distributed.is_initialized():
-        return value
-    values = [value]
-    torch.distributed.broadcast_object_list(values, src=0)
-    return values[0]
+        return finite
+    value = finite.float()
+    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MIN)
+    return value > 0

@@ -1,7 +1,8 @@
 """From manifests to batches: loading, the policy on bad files, datasets and loaders.
 
 `make_dataset` and `loader_kwargs` turn a manifest of `recipes.common.manifests` into batches of
-``sig`` and ``lens``.
+signals, of features from the feature cache, or of segments of both, and only what a batch needs is
+read.
 
 One policy on bad files, ``on_bad_file``: "skip" leaves them out and lists them in ``bad_files.tsv``
 (columns path, reason), at preparation where the header shows it and at load time where it does not;
@@ -21,6 +22,7 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataio import load_data_json
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.sampler import DynamicBatchSampler
 from torch import Tensor
 
 from focalcodec.resampling import (
@@ -30,11 +32,15 @@ from focalcodec.resampling import (
     resample,
     resampled_length,
 )
+from recipes.common.crops import Crops
 from recipes.common.files import existing_folder, write_text
+from recipes.common.interruption import spare_worker
 
 logger = logging.getLogger(__name__)
 
 _MAX_SAMPLES = 2**40  # a stream of unknown length claims about 2**63
+_MAX_BUCKETS = 100
+_BATCHES_PER_BUCKET = 3
 _MAX_TRIES = 50  # bad utterances in a row before a run gives up: the data are gone, not a file
 
 
@@ -102,7 +108,17 @@ def load_sig(
 
 
 class SigDataset(DynamicItemDataset):
-    """Utterances with ``id``, ``sig`` (T,), ``num_samples`` = T, and the policy on bad files.
+    """Utterances, whole or as segments, and the policy on bad files.
+
+    An item has ``id``, ``num_samples`` = T, and
+
+    ============  =========================================  =====================================
+    .             without a cache                            with a cache
+    ============  =========================================  =====================================
+    whole         ``sig`` (T,)                               ``feats`` (N, H), ``sig`` if wanted
+    with crops    ``sig`` (T,), ``frames`` (K, S): where     ``feats`` (K, S, H), ``segments``
+                  the K segments of S frames lie             (K, S * hop): the signal's segments
+    ============  =========================================  =====================================
 
     With "skip", an utterance that cannot be loaded is replaced by the next good one, so that
     batches keep their size and the ranks of a distributed run stay in step. Datasets derived from
@@ -114,6 +130,9 @@ class SigDataset(DynamicItemDataset):
     sample_rate : Hz.
     on_bad_file : "skip" or "raise".
     bad_files : tsv file to which "skip" appends.
+    crops : where segments are cut; None for whole utterances.
+    cache : a `recipes.common.feature_cache.FeatureCache` that holds every entry; None for none.
+    with_sig : False leaves the signal of whole utterances out, which a cache allows.
     """
 
     def __init__(
@@ -123,13 +142,30 @@ class SigDataset(DynamicItemDataset):
         sample_rate: int,
         on_bad_file: str = "skip",
         bad_files: str | Path | None = None,
+        crops: Crops | None = None,
+        cache: Any = None,
+        with_sig: bool = True,
     ) -> None:
         self.sample_rate = sample_rate
         self.on_bad_file = check_policy(on_bad_file)
         self.bad_files = bad_files
+        self.crops = crops
+        self.cache = cache
         super().__init__(dict(entries))
+        keys = ["sig"] if with_sig else []
         self.add_dynamic_item(self._load, takes=["wav", "num_samples"], provides="sig")
-        self.set_output_keys(["id", "sig", "num_samples"])
+        if crops is not None and cache is not None:
+            keys = ["feats", "segments"]
+            self.add_dynamic_item(
+                self._load_segments, takes=["id", "wav", "num_samples"], provides=keys
+            )
+        elif crops is not None:
+            keys.append("frames")
+            self.add_dynamic_item(self._frames, takes=["id", "num_samples"], provides="frames")
+        elif cache is not None:
+            keys.append("feats")
+            self.add_dynamic_item(cache.read, takes="id", provides="feats")
+        self.set_output_keys(["id", "num_samples", *keys])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Utterance at ``index``, or with "skip" the next one that can be loaded."""
@@ -164,6 +200,28 @@ class SigDataset(DynamicItemDataset):
             )
         return sig
 
+    def _frames(self, utterance: str, num_samples: int) -> Tensor:
+        return self.crops.frames(utterance, total=-(-num_samples // self.crops.hop_length))
+
+    def _load_segments(self, utterance: str, wav: str, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Segments of features and signal, of which no more is read than they need."""
+        frames = self._frames(utterance, num_samples)
+        hop_length = self.crops.hop_length
+        feats, segments = [], []
+        for row in frames:
+            first, size = int(row.min()), int(row.max() - row.min()) + 1
+            part = self.cache.read(utterance, start=first, num_frames=size)
+            sig = load_sig(
+                wav,
+                sample_rate=self.sample_rate,
+                start=first * hop_length,
+                num_samples=size * hop_length,
+            )
+            sig = torch.nn.functional.pad(sig, (0, size * hop_length - len(sig)))
+            feats.append(part[row - first])
+            segments.append(sig.view(size, hop_length)[row - first].flatten())
+        return torch.stack(feats), torch.stack(segments)
+
 
 def make_dataset(
     manifest: str | Path,
@@ -174,6 +232,7 @@ def make_dataset(
     bad_files: str | Path | None = None,
     sorting: str = "random",
     max_utterances: int | None = None,
+    **options: Any,
 ) -> SigDataset:
     """Make the dataset of one manifest.
 
@@ -187,6 +246,8 @@ def make_dataset(
     sorting : "ascending" or "descending" by duration; "random" keeps the order of ids and leaves
         shuffling to the loader.
     max_utterances : keep only the first ones, in the order of ids.
+    options : further arguments of `SigDataset`; with a cache, utterances that were bad when it was
+        made are left out.
 
     Raises
     ------
@@ -200,7 +261,8 @@ def make_dataset(
         raise ValueError(
             f"{manifest} holds no utterance; name splits for this subset and prepare the data again"
         )
-    ids = sorted(entries)[:max_utterances]
+    bad = getattr(options.get("cache"), "bad", {})
+    ids = [utt_id for utt_id in sorted(entries) if utt_id not in bad][:max_utterances]
     if sorting != "random":
         ids.sort(key=lambda utt_id: entries[utt_id]["duration"], reverse=sorting == "descending")
     for entry in entries.values():
@@ -215,13 +277,44 @@ def make_dataset(
         sample_rate=sample_rate,
         on_bad_file=on_bad_file,
         bad_files=bad_files,
+        **options,
+    )
+
+
+def bucket_sampler(dataset: SigDataset, *, batch_seconds: float, seed: int) -> DynamicBatchSampler:
+    """Batches of utterances of similar length, up to so many seconds each with padding.
+
+    Buckets hold equal shares of the utterances; members and order of the batches are drawn anew in
+    every epoch, from seed and epoch alone.
+
+    Raises
+    ------
+    ValueError : if the longest utterance does not fit.
+    """
+    durations = sorted(dataset.data[utt_id]["duration"] for utt_id in dataset.data_ids)
+    if batch_seconds < durations[-1]:
+        raise ValueError(
+            f"batch_seconds is {batch_seconds:g}, but the longest utterance has "
+            f"{durations[-1]:.1f} s; raise it, or lower max_duration_s"
+        )
+    # Enough buckets for little padding, not more than leave each a few batches an epoch.
+    batches = sum(durations) / batch_seconds
+    number = max(1, min(_MAX_BUCKETS, int(batches / _BATCHES_PER_BUCKET)))
+    borders = {durations[len(durations) * i // number - 1] for i in range(1, number + 1)}
+    return DynamicBatchSampler(
+        dataset,
+        max_batch_length=batch_seconds,
+        bucket_boundaries=sorted(borders),
+        shuffle=True,
+        batch_ordering="random",
+        seed=seed,
     )
 
 
 def collate(examples: list[dict[str, Any]]) -> PaddedBatch:
-    """Batch with ``id`` (list), ``sig.data`` (B, T), ``sig.lengths`` (B,), ``num_samples`` (B,).
+    """Batch of `SigDataset`'s items: ``id`` (list), ``num_samples`` (B,), the rest padded.
 
-    ``sig.data`` is zero-padded, ``sig.lengths`` are relative.
+    ``sig.data`` (B, T) is zero-padded, ``sig.lengths`` (B,) are relative, and so on.
     """
     return PaddedBatch(examples)
 
@@ -243,6 +336,7 @@ def loader_kwargs(*, seed: int, num_workers: int = 0, **options: Any) -> dict[st
         "num_workers": num_workers,
         "collate_fn": collate,
         "generator": torch.Generator().manual_seed(seed),
+        "worker_init_fn": spare_worker if num_workers else None,
         **options,
     }
 

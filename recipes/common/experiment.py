@@ -17,11 +17,16 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml.comments import CommentedMap
-from speechbrain.utils.distributed import ddp_init_group, run_on_main
+from speechbrain.utils.distributed import ddp_init_group, if_main_process, run_on_main
 
 from focalcodec import hub
 from recipes.common import dataio
+from recipes.common.cache_build import build_cache
+from recipes.common.crops import Crops
+from recipes.common.feature_cache import FeatureCache, describe_encoder
 from recipes.common.files import existing_folder, folder_outside
+from recipes.common.fingerprint import fingerprint
+from recipes.common.interruption import Interrupted
 from recipes.common.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -41,6 +46,8 @@ CONTINUABLE = (
     "metrics",
     "valid_metric_utterances",
     "num_audio_samples",
+    "feature_cache",  # equal but for the precision that it is stored in
+    "cost_steps",
 )
 
 
@@ -56,6 +63,9 @@ class Experiment(NamedTuple):
 def run_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> dict[str, Any]:
     """Parse, prepare, train, evaluate; arguments and errors as in `build_experiment`.
 
+    After SIGTERM or SIGUSR1 the run saves and raises `recipes.common.interruption.Interrupted`,
+    whose exit status is 75.
+
     Returns
     -------
     What ``metrics.json`` holds.
@@ -64,6 +74,9 @@ def run_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> dict[str
     try:
         brain.fit(brain.hparams.epoch_counter, train, valid)
         brain.evaluate(test, min_key=brain.selection_key)
+    except Interrupted as interrupted:
+        logger.warning("%s", interrupted)
+        raise
     finally:
         brain.run_log.close()
     return brain.run_log.metrics
@@ -110,7 +123,11 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    loaders = [make_loader(brain, hparams, stage) for stage in sb.Stage]
+    cache = open_feature_cache(hparams, device=brain.device)
+    loaders = [make_loader(brain, hparams, stage, cache=cache) for stage in sb.Stage]
+    if torch.distributed.is_initialized():
+        # What modules draw while they train differs by rank; their first weights do not.
+        sb.utils.seed.seed_everything(hparams["seed"] + torch.distributed.get_rank(), verbose=False)
     # Last, so that a mistake found on the way leaves the folder free for the corrected command.
     run_on_main(folder.describe, kwargs={"encoder": fingerprint(hparams["encoder"])})
     return Experiment(brain, *loaders)
@@ -191,16 +208,6 @@ def load_encoder(encoder: torch.nn.Module, checkpoint: str | None) -> None:
         hub.load_encoder_weights(encoder, checkpoint)
 
 
-def fingerprint(encoder: torch.nn.Module) -> str:
-    """Short hash of an encoder's class, arguments and weights; equal for equal features."""
-    digest = hashlib.sha256(type(encoder).__name__.encode())
-    digest.update(repr(sorted(hub.constructor_arguments(encoder).items())).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def prepare_data(hparams: dict[str, Any]) -> None:
     """Write the manifests of the corpus that the YAML names into the output folder."""
     splits = {
@@ -218,25 +225,101 @@ def prepare_data(hparams: dict[str, Any]) -> None:
     )
 
 
-def make_loader(brain: sb.Brain, hparams: dict[str, Any], stage: sb.Stage) -> Any:
-    """Loader of one subset: shuffled batches for training, the manifest's order otherwise."""
-    training = stage == sb.Stage.TRAIN
-    dataset = dataio.make_dataset(
+def open_feature_cache(hparams: dict[str, Any], *, device: str) -> FeatureCache | None:
+    """Features of the training and validation set, computed first where they are missing.
+
+    Every rank calls it; they share the work.
+
+    Raises
+    ------
+    ValueError : if signals are augmented, so that they are others in every epoch.
+    CacheError : as `recipes.common.feature_cache.FeatureCache`.
+    """
+    folder = hparams["feature_cache"]
+    if folder is None:
+        return None
+    if hparams["augment"] is not None:
+        raise ValueError(
+            "feature_cache holds the features of the signals as they are on the disk, but augment "
+            "changes them at every reading; set one of both to null"
+        )
+    encoder = hparams["encoder"]
+    entries = {}
+    for stage in (sb.Stage.TRAIN, sb.Stage.VALID):
+        entries |= make_dataset(hparams, stage).data
+    key = fingerprint(encoder)
+    build_cache(
+        folder,
+        entries,
+        encoder=encoder,
+        fingerprint=key,
+        dtype=hparams["feature_cache_dtype"],
+        device=device,
+        on_bad_file=hparams["on_bad_file"],
+        bad_files=Path(hparams["output_folder"]) / "bad_files.tsv",
+        progress=if_main_process(),
+    )
+    return FeatureCache(folder, encoder=describe_encoder(encoder, key))
+
+
+def make_dataset(hparams: dict[str, Any], stage: sb.Stage, **options: Any) -> dataio.SigDataset:
+    """Dataset of one subset; ``options`` go to `recipes.common.dataio.make_dataset`."""
+    return dataio.make_dataset(
         Path(hparams["output_folder"]) / f"{stage.name.lower()}.json",
         data_folder=hparams["data_folder"],
         sample_rate=hparams["encoder"].sample_rate,
         on_bad_file=hparams["on_bad_file"],
         bad_files=Path(hparams["output_folder"]) / "bad_files.tsv",
-        sorting=hparams["sorting"] if training else "ascending",
+        sorting=hparams["sorting"] if stage == sb.Stage.TRAIN else "ascending",
+        **options,
     )
+
+
+def make_loader(
+    brain: sb.Brain, hparams: dict[str, Any], stage: sb.Stage, *, cache: FeatureCache | None = None
+) -> Any:
+    """Loader of one subset: shuffled batches for training, the manifest's order otherwise.
+
+    The decoder stage trains on segments (its YAML has ``segment_frames``), the quantizer stage on
+    whole utterances, of which it needs the signal only where it has no cache or scores audio.
+
+    Raises
+    ------
+    ValueError : if sizes in the YAML do not fit each other or the data.
+    """
+    training = stage == sb.Stage.TRAIN
+    options: dict[str, Any] = {"cache": cache if stage != sb.Stage.TEST else None}
+    batch_size = hparams["batch_size"]
+    if training and "segment_frames" in hparams:
+        number = hparams["crops_per_utterance"]
+        options["crops"] = Crops(
+            hparams["segment_frames"],
+            hop_length=hparams["encoder"].hop_length,
+            per_utterance=number,
+            seed=hparams["seed"],
+        )
+        if batch_size % number:
+            raise ValueError(
+                f"batch_size counts segments and must be a multiple of crops_per_utterance, got "
+                f"{batch_size} and {number}"
+            )
+        batch_size //= number
+    elif training:
+        options["with_sig"] = cache is None
+    dataset = make_dataset(hparams, stage, **options)
     kwargs = dataio.loader_kwargs(
-        batch_size=hparams["batch_size"],
         num_workers=hparams["num_workers"],
         seed=hparams["seed"],
         pin_memory=brain.device_type == "cuda",
     )
-    if training:
-        kwargs["shuffle"] = hparams["sorting"] == "random"
+    if training and hparams.get("batch_seconds") is not None:
+        kwargs["batch_sampler"] = brain.train_sampler = dataio.bucket_sampler(
+            dataset, batch_seconds=hparams["batch_seconds"], seed=hparams["seed"]
+        )
+    else:
+        kwargs["batch_size"] = batch_size
+        if training:
+            kwargs["shuffle"] = hparams["sorting"] == "random"
     return brain.make_dataloader(
         dataset, stage, ckpt_prefix="dataloader-" if training else None, **kwargs
     )

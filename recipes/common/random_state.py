@@ -33,7 +33,7 @@ class RandomState:
     @mark_as_saver
     def save(self, path: Path) -> None:
         """Write the states of all processes; called on every process, written by the main one."""
-        mine = _random_state()
+        mine = random_state()
         if ddp_prevent_block():
             states = [mine]
         else:
@@ -56,10 +56,11 @@ class RandomState:
                 "the run goes on, but with other random numbers"
             )
         if rank < len(states):
-            _set_random_state(states[rank])
+            set_random_state(states[rank])
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """State of every global generator of this process, as tensors and plain values."""
     version, words, gauss = random.getstate()
     numpy_state = np.random.get_state(legacy=False)
     return {
@@ -77,7 +78,8 @@ def _random_state() -> dict[str, Any]:
     }
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
+    """Set what `random_state` gave."""
     torch.set_rng_state(state["torch"])
     num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if num_devices != len(state["cuda"]) and state["cuda"]:

@@ -1,17 +1,23 @@
 """Weights of one module from what another run has saved."""
 
+import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from speechbrain.utils.checkpoints import METAFNAME
 
+from focalcodec import FocalCodec
 from focalcodec.hub import load_strict
 from recipes.common.checkpoints import AtomicCheckpointer
+from recipes.common.fingerprint import fingerprint
+
+logger = logging.getLogger(__name__)
 
 
 def find_parameters(path: str | os.PathLike, *, name: str, min_key: str | None) -> Path:
-    """File of one module's weights.
+    """File of one module's weights; of their moving average, if the run keeps one.
 
     Parameters
     ----------
@@ -37,7 +43,8 @@ def find_parameters(path: str | os.PathLike, *, name: str, min_key: str | None) 
         if found is None:
             raise FileNotFoundError(f"no checkpoint with {min_key or 'weights'} in {folder} yet")
         folder = found.path
-    file = folder / f"{name}.ckpt"
+    averaged = folder / f"{name}_ema.ckpt"
+    file = averaged if averaged.is_file() else folder / f"{name}.ckpt"
     if not file.is_file():
         raise FileNotFoundError(f"checkpoint {folder} has no {name}.ckpt: it is of another stage")
     return file
@@ -57,3 +64,32 @@ def load_parameters(
     state = torch.load(file, map_location="cpu", weights_only=True)
     needed = f"the YAML's {name} ({type(module).__name__}) must be the one that was trained"
     load_strict(module, state, where=f"{needed}: {file}")
+
+
+def fill_from_codec(
+    modules: Mapping[str, torch.nn.Module], codec: str | os.PathLike, *, encoder: torch.nn.Module
+) -> None:
+    """Load the weights of a codec's parts, to fine-tune them.
+
+    Parameters
+    ----------
+    modules : what to fill, by its attribute in `FocalCodec`.
+    codec : what ``FocalCodec.from_pretrained`` takes: a hub id or a folder, exported or published.
+    encoder : of this run, whose features the parts have to know.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError : as ``from_pretrained``; ValueError also if the codec's encoder
+        is another or a part has another class or size.
+    """
+    source = FocalCodec.from_pretrained(codec)
+    if fingerprint(source.encoder) != fingerprint(encoder):
+        raise ValueError(
+            f"init_from {codec} has encoder {fingerprint(source.encoder)}, this run has "
+            f"{fingerprint(encoder)}, so its parts know other features; take its encoder with "
+            f"--encoder_checkpoint {codec}"
+        )
+    for name, module in modules.items():
+        where = f"the YAML's {name} ({type(module).__name__}) must be that of init_from {codec}"
+        load_strict(module, getattr(source, name).state_dict(), where=where)
+    logger.info("start from %s: %s", codec, ", ".join(modules))

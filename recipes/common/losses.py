@@ -1,0 +1,54 @@
+"""Log-mel distance, the reconstruction loss of the decoder stage (paper, appendix D.1)."""
+
+import torchaudio
+from speechbrain.lobes.models.HifiGAN import dynamic_range_compression
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss
+
+
+class LogMelLoss(nn.Module):
+    """Mean absolute difference of log-mel spectrograms, that of SpeechBrain's ``L1SpecLoss``.
+
+    ``L1SpecLoss`` builds window and filters anew at every call; these are built once. Computed in
+    float32, also under autocast.
+
+    Parameters
+    ----------
+    sample_rate : Hz.
+    hop_length, win_length, n_fft : samples.
+    n_mels : bands.
+    f_min, f_max : borders of the lowest and highest band, Hz.
+    """
+
+    def __init__(
+        self,
+        *,
+        sample_rate: int,
+        hop_length: int,
+        win_length: int,
+        n_fft: int,
+        n_mels: int,
+        f_min: float,
+        f_max: float,
+    ) -> None:
+        super().__init__()
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            sample_rate=sample_rate,
+            hop_length=hop_length,
+            win_length=win_length,
+            n_fft=n_fft,
+            n_mels=n_mels,
+            f_min=f_min,
+            f_max=f_max,
+            power=1.0,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+
+    def forward(self, rec_sig: Tensor, ref_sig: Tensor) -> Tensor:
+        """Distance of signals (..., T) of one length; scalar."""
+        return l1_loss(self.log_mel(rec_sig), self.log_mel(ref_sig))
+
+    def log_mel(self, sig: Tensor) -> Tensor:
+        """(..., T) samples to (..., n_mels, frames), natural logarithm."""
+        return dynamic_range_compression(self.mel(sig))
