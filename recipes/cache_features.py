@@ -25,10 +25,6 @@ from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAMLError
 from speechbrain.utils.distributed import run_on_main
 
-from recipes.common.cache_build import build_cache
-from recipes.common.cache_format import CacheError, describe_encoder
-from recipes.common.cache_plan import CachePlan, Entries, check_dtype, plan, size_text
-from recipes.common.cache_progress import BuildProgress
 from recipes.common.dataio import make_dataset
 from recipes.common.experiment import (
     config_hash,
@@ -38,6 +34,10 @@ from recipes.common.experiment import (
     prepare_data,
 )
 from recipes.common.feature_cache import FeatureCache
+from recipes.common.feature_cache.build import build_cache
+from recipes.common.feature_cache.format import CacheError, describe_encoder
+from recipes.common.feature_cache.plan import CachePlan, Entries, check_dtype, plan, size_text
+from recipes.common.feature_cache.progress import BuildProgress
 
 logger = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from focalcodec.logmel import LogMel
 from focalcodec.wavlm import WavLM
-from recipes.common.cache_build import BuildReport, build_cache
-from recipes.common.experiment import fingerprint
 from recipes.common.feature_cache import FeatureCache, describe_encoder
+from recipes.common.feature_cache.build import BuildReport, build_cache
+from recipes.common.fingerprint import fingerprint
 from tests.audio_files import RATE, write_noise
 
 # Children are forked from a server that has imported the slow modules once and has no threads.
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["recipes.common.cache_build", "speechbrain.core", "pytest"])
+FORK.set_forkserver_preload(["recipes.common.feature_cache.build", "speechbrain.core", "pytest"])
 
 UNIT_BYTES = 6000  # two to four of the utterances below with 16 channels
 

@@ -268,3 +268,31 @@ def test_discriminator_update_leaves_no_gradient_in_the_decoder(corpus, tmp_path
     start(brain)
     next(brain.updates(next(iter(experiment.train)))).loss.backward()
     assert all(p.grad is None for p in brain.modules["decoder"].parameters())
+
+
+@pytest.mark.filterwarnings("ignore")  # those of the compiler
+@pytest.mark.parametrize("stage", STAGES)
+def test_compile_covers_encoder_and_modules_and_changes_no_loss(
+    stage, corpus, tmp_path, monkeypatch
+):
+    """Without code generation, which takes minutes."""
+    losses = {}
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+        words = options(stage, corpus, tmp_path / str(compiled))
+        brain, loader, _, _ = build_experiment(
+            STAGES[stage][0], [*words, "--compile"] if compiled else words
+        )
+        start(brain)
+        for module in (brain._encode, *brain.modules.values()):
+            assert isinstance(module, torch._dynamo.OptimizedModule) == compiled
+        for batch in list(loader)[:2]:
+            fit_one(brain, batch)
+        brain._fetch_steps()
+        losses[compiled] = brain.means.summarize()
+        monkeypatch.undo()
+    torch._dynamo.reset()
+    for name, value in losses[False].items():
+        # the second step is that of weights that have drifted apart by rounding
+        assert losses[True][name] == pytest.approx(value, rel=0.02, abs=1e-3), name

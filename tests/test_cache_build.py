@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from recipes.common import cache_build, cache_encode
-from recipes.common.cache_format import CacheError, is_finished
-from recipes.common.cache_plan import plan
-from recipes.common.cache_progress import BuildProgress
-from recipes.common.cache_units import locked, read_units, take_unit
 from recipes.common.experiment import fingerprint
+from recipes.common.feature_cache import build as cache_build
+from recipes.common.feature_cache import encode as cache_encode
+from recipes.common.feature_cache.format import CacheError, is_finished
+from recipes.common.feature_cache.plan import plan
+from recipes.common.feature_cache.progress import BuildProgress
+from recipes.common.feature_cache.units import locked, read_units, take_unit
 from tests.caches import RATE, build, child, content, make_encoder, open_cache, write_audio
 
 SOURCES = Path(cache_encode.__file__).parent
@@ -58,7 +59,7 @@ def die_at_line(folder, entries, number):
         return on_line
 
     def on_call(frame, *_):
-        return on_line if "/cache_" in frame.f_code.co_filename else None
+        return on_line if "/feature_cache/" in frame.f_code.co_filename else None
 
     sys.settrace(on_call)
     build(folder, entries)
@@ -270,6 +271,30 @@ def test_two_starts_with_different_dtypes_do_not_share_a_folder(entries, tmp_pat
     monkeypatch.setattr(cache_build, "plan", late_plan)
     with pytest.raises(CacheError, match="holds float16 and bfloat16 is asked for"):
         build(tmp_path, entries, dtype="bfloat16")
+
+
+def note_writes(folder, entries, path):
+    """Build, and note the name of each file of the cache that is opened for writing."""
+    names = set()
+
+    def on_event(event, arguments):
+        if event == "open" and str(arguments[0]).startswith(str(folder)):
+            if arguments[2] & (os.O_WRONLY | os.O_RDWR):
+                names.add(os.path.relpath(arguments[0], folder))
+
+    sys.addaudithook(on_event)
+    build(folder, entries)
+    path.write_text(json.dumps(sorted(names)))
+
+
+def test_every_file_gets_its_name_when_it_is_complete(entries, uninterrupted, tmp_path):
+    with child(note_writes, tmp_path / "cache", entries, tmp_path / "names") as process:
+        process.join(60)
+        assert process.exitcode == 0
+    names = json.loads((tmp_path / "names").read_text())
+    written = {name for name in names if not name.startswith("locks")}
+    assert all(".tmp-" in name for name in written)
+    assert {name.split(".tmp-")[0] for name in written} == set(uninterrupted)
 
 
 def test_killed_at_any_line_it_ends_with_the_same_bytes(entries, uninterrupted, tmp_path):

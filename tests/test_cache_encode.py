@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.common import cache_encode
-from recipes.common.cache_format import CacheError
 from recipes.common.dataio import BadAudioError, read_bad_files
+from recipes.common.feature_cache import encode as cache_encode
+from recipes.common.feature_cache.format import CacheError
 from tests.caches import build, child, content, make_encoder, open_cache, write_audio
 
 

@@ -92,8 +92,8 @@ def test_both_stages_fill_one_cache(root, corpus, cached):
 
 
 def test_two_workers_write_what_one_process_writes(root, corpus, cached, tmp_path):
-    process = start(command(root, corpus, tmp_path / "cache", "--workers", "2"), root)
-    _, error = process.communicate(timeout=120)
+    with started(command(root, corpus, tmp_path / "cache", "--workers", "2"), root) as process:
+        _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert "9 to encode" in error and "9 utterances, 0.09 MiB" in error
     assert shards(tmp_path / "cache") == shards(cached)
@@ -105,10 +105,13 @@ def test_under_torchrun_each_process_is_a_worker(root, corpus, cached, tmp_path)
         port = str(probe.getsockname()[1])
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     words = command(root, corpus, tmp_path / "cache")
-    ranks = [start(words, root, RANK=rank, LOCAL_RANK=rank, **common) for rank in ("0", "1")]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], errors
-    assert "9 to encode" in errors[0] and "9 to encode" not in errors[1]
+    with (
+        started(words, root, RANK="0", LOCAL_RANK="0", **common) as one,
+        started(words, root, RANK="1", LOCAL_RANK="1", **common) as two,
+    ):
+        errors = [process.communicate(timeout=120)[1] for process in (one, two)]
+    assert [one.returncode, two.returncode] == [0, 0], errors
+    assert "to encode" in errors[0] and "to encode" not in errors[1]
     assert shards(tmp_path / "cache") == shards(cached)
 
 
@@ -161,8 +164,8 @@ def test_an_error_of_a_worker_is_said_once(root, corpus, tmp_path):
     # The header is right, so preparation lets it pass.
     soundfile.write(path, [math.nan] * 20000, 16000, subtype="FLOAT")
     words = command(root, copy, tmp_path / "cache", "--workers=2", "--on_bad_file=raise")
-    process = start(words, root)
-    _, error = process.communicate(timeout=120)
+    with started(words, root) as process:
+        _, error = process.communicate(timeout=120)
     assert process.returncode == 1
     assert error.count("cache_features: ") == 1 and path.name in error
     assert "Traceback" not in error
@@ -178,19 +181,18 @@ def test_an_id_that_two_subsets_share_is_refused(root, corpus, tmp_path, capsys)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_no_worker_outlives_its_parent(root, corpus, tmp_path, number):
-    (tmp_path / "stuck.yaml").write_text(
-        "# Never ends.\n!new:tests.caches.StuckLogMel\nn_mels: 16\n"
-    )
-    encoder = f"!include:{tmp_path / 'stuck.yaml'}"
-    process = start(command(root, corpus, tmp_path / "cache", workers=2, encoder=encoder), root)
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("cache/shard-*.bin.tmp-*"))) < 2:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    workers = workers_of(process.pid)
-    assert len(workers) == 2
-    process.send_signal(number)
-    _, error = process.communicate(timeout=30)
+    block = tmp_path / "stuck.yaml"
+    block.write_text("# Never ends.\n!new:tests.caches.StuckLogMel\nn_mels: 16\n")
+    options = {"encoder": f"!include:{block}", "shard_mib": 0.005, "workers": 2}
+    with started(command(root, corpus, tmp_path / "cache", **options), root) as process:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("cache/shard-*.bin.tmp-*"))) < 2:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        workers = workers_of(process.pid)
+        assert len(workers) == 2
+        process.send_signal(number)
+        _, error = process.communicate(timeout=30)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     if number == signal.SIGINT:
         assert "interrupted; the same command goes on" in error and "Traceback" not in error

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.common.experiment import build_experiment
 from recipes.common.dataio import collate
+from recipes.common.experiment import build_experiment
 from recipes.common.fingerprint import fingerprint
 from tests.stages import STAGES, fit_one, options, start, steps_of
 

@@ -14,11 +14,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from focalcodec.codec import encode
-from recipes.common import feature_cache
-from recipes.common.cache_format import CacheError
 from recipes.common.dataio import load_sig
-from recipes.common.experiment import fingerprint
 from recipes.common.feature_cache import FeatureCache, describe_encoder
+from recipes.common.feature_cache import reader as feature_cache
+from recipes.common.feature_cache.format import CacheError
+from recipes.common.fingerprint import fingerprint
 from tests.audio_files import RATE
 from tests.caches import build, make_encoder, open_cache, write_audio
 

@@ -174,7 +174,7 @@ class CodecBrain(sb.Brain):
         return sig, lens
 
     def whole_frames(self, batch: Any, num_frames: int) -> Tensor:
-        """Give the batch's signal (B, num_frames * hop_length), cut or zero-padded to whole frames."""
+        """Give the signal (B, num_frames * hop_length), cut or zero-padded to whole frames."""
         sig = batch.sig.data
         size = num_frames * self.encoder.hop_length
         return nn.functional.pad(sig, (0, max(0, size - sig.shape[1])))[:, :size]
@@ -339,8 +339,8 @@ class CodecBrain(sb.Brain):
     def on_fit_start(self) -> None:
         """Resume, then open the logs at the step that the checkpoint was made at."""
         super().on_fit_start()
-        self.run_log.resume(self.optimizer_step)
         # SpeechBrain's step is 0 in a checkpoint that a validation has written, and in a new run.
+        self.run_log.resume(self.optimizer_step, validated=self.step == 0)
         self.validated_step = self.optimizer_step if self.step == 0 else -1
         self._saved_at = self.step, self.optimizer_step
         if self.hparams.cost_steps > 0:
@@ -355,6 +355,8 @@ class CodecBrain(sb.Brain):
 
     def on_evaluate_start(self, max_key: str | None = None, min_key: str | None = None) -> None:
         """Load the best checkpoint; it must exist, a test of untrained modules would be no test."""
+        if not self.test_only:  # a kill may have come between the last save and its deletions
+            self.checkpointer.delete_checkpoints(num_to_keep=1, min_keys=[self.selection_key])
         if self.checkpointer.find_checkpoint(min_key=min_key) is None:
             raise RuntimeError(
                 f"no checkpoint with {min_key} in {self.hparams.save_folder}: train before the "

@@ -189,6 +189,7 @@ class AtomicCheckpointer(Checkpointer):
         ------
         RuntimeError : as ``find_checkpoint``, on every process.
         """
+        _on_main(self._remove_abandoned)
         chosen = _on_main(self.find_checkpoint, importance_key, max_key, min_key, ckpt_predicate)
         if chosen is None:
             logger.info(f"No checkpoint to recover from in {self.checkpoints_dir}")

@@ -102,7 +102,7 @@ def measure(brain: Any, *, num_steps: int) -> tuple[list[float], int]:
 
 
 def _chosen_batches(loader: Any, number: int) -> list[list[int]]:
-    """Choose indices of batches: the largest that can come, and others evenly spaced over an epoch."""
+    """Choose indices of batches: the largest that can come, and others from all of an epoch."""
     durations = _durations(loader.dataset)
     batches = [list(batch) for batch in loader.batch_sampler]
     largest = max(batches, key=lambda batch: len(batch) * max(durations[i] for i in batch))

@@ -40,7 +40,7 @@ class Crops:
         self.epoch = 0
 
     def frames(self, utterance: str, *, total: int) -> Tensor:
-        """Frames of each segment in an utterance of ``total``: (per_utterance, num_frames) int64."""
+        """(per_utterance, num_frames) int64: the frames of each segment, of ``total``."""
         starts = []
         for index in range(self.per_utterance):
             name = f"{self.seed}/{self.epoch}/{utterance}" + (f"/{index}" if index else "")

@@ -21,9 +21,8 @@ from speechbrain.utils.distributed import ddp_init_group, if_main_process, run_o
 
 from focalcodec import hub
 from recipes.common import dataio
-from recipes.common.cache_build import build_cache
 from recipes.common.crops import Crops
-from recipes.common.feature_cache import FeatureCache, describe_encoder
+from recipes.common.feature_cache import FeatureCache, build_cache, describe_encoder
 from recipes.common.files import existing_folder, folder_outside
 from recipes.common.fingerprint import fingerprint
 from recipes.common.interruption import Interrupted
@@ -72,8 +71,9 @@ def run_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> dict[str
     """
     brain, train, valid, test = build_experiment(brain_class, argv)
     try:
-        brain.fit(brain.hparams.epoch_counter, train, valid)
-        brain.evaluate(test, min_key=brain.selection_key)
+        with brain.interruption:
+            brain.fit(brain.hparams.epoch_counter, train, valid)
+            brain.evaluate(test, min_key=brain.selection_key)
     except Interrupted as interrupted:
         logger.warning("%s", interrupted)
         raise

@@ -6,6 +6,9 @@ drops what was written after its checkpoint, so curves never overlap.
 """
 
 import json
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,9 @@ from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from recipes.common.files import write_json, write_text
+from recipes.common.files import remove_leftovers, write_json, write_text
+
+_STAGES = ("train", "valid", "test")  # order in metrics.json, whenever they come
 
 
 @register_checkpoint_hooks
@@ -75,8 +80,12 @@ class RunLog:
         self._steps = self.folder / "steps.jsonl"
         self._board: SummaryWriter | None = None
 
-    def resume(self, step: int) -> None:
-        """Open the writers to train on from that optimizer step (0: a new run)."""
+    def resume(self, step: int, *, validated: bool = True) -> None:
+        """Open the writers to train on from that optimizer step (0: a new run).
+
+        What was written after it is dropped, also a test, which is repeated; ``validated`` tells
+        whether the validation at that step, if there is one, is part of what is resumed.
+        """
         if step > 0:
             self._read_metrics()
             later = [name for name, values in self.metrics.items() if values["step"] > step]
@@ -84,11 +93,15 @@ class RunLog:
                 del self.metrics[name]
         if not self.writes:
             return
-        lines = (
-            self._steps.read_text(encoding="utf-8").splitlines() if self._steps.is_file() else []
-        )
-        kept = [line for line in lines if _step_of(line) <= step]
-        write_text(self._steps, "".join(f"{line}\n" for line in kept))
+        remove_leftovers(self.folder)
+        _keep_lines(self._steps, lambda line: _step_of(line) <= step)
+        failures = self.folder / "nonfinite.jsonl"
+        if failures.exists():
+            _keep_lines(failures, lambda line: _step_of(line) <= step)
+        last = step if validated else step - 1
+        text = self.folder / "train_log.txt"
+        if text.exists():
+            _keep_lines(text, lambda line: _validated_step_of(line) <= last)
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def reopen(self) -> None:
@@ -108,7 +121,8 @@ class RunLog:
 
     def stage(self, name: str, step: int, values: dict[str, Any]) -> None:
         """Write one stage's values (train, valid, test) to metrics.json and TensorBoard."""
-        self.metrics[name] = {"step": step, **values}
+        metrics = {**self.metrics, name: {"step": step, **values}}
+        self.metrics = {key: metrics[key] for key in _STAGES if key in metrics}
         if self._board is None:
             return
         write_json(self.folder / "metrics.json", self.metrics)
@@ -140,12 +154,24 @@ class RunLog:
             self.metrics = json.loads(path.read_text(encoding="utf-8"))
 
 
+def _keep_lines(path: Path, is_kept: Callable[[str], bool]) -> None:
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+    del lines[-1]  # what follows the last end of a line is nothing, or half a line
+    write_text(path, "".join(f"{line}\n" for line in lines if is_kept(line)))
+
+
+def _validated_step_of(line: str) -> float:
+    """Step of one line of train_log.txt; infinite for that of a test or for half a line."""
+    found = re.match(r"epoch: \d+, step: (\d+) - .*valid ", line)
+    return int(found[1]) if found else math.inf
+
+
 def _step_of(line: str) -> float:
     """Step of one line of steps.jsonl; infinite for a line that a kill cut short."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError):
-        return float("inf")
+        return math.inf
 
 
 def _spectrogram_image(sig: Tensor) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from recipes.common.cache_format import (
+from recipes.common.feature_cache.format import (
     DTYPES,
     ITEM_SIZE,
     CacheError,
@@ -52,7 +52,7 @@ def plan(
 
     Parameters
     ----------
-    folder, entries, encoder, fingerprint, dtype : as in `recipes.common.cache_build.build_cache`.
+    folder, entries, encoder, fingerprint, dtype : as in `build_cache`.
 
     Raises
     ------

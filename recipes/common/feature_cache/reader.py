@@ -2,7 +2,7 @@
 
 `recipes.cache_features` writes a cache; in training it stands in the place of the encoder
 (sig -> feats). Features are stored in half precision for whole utterances. The form of the files is
-described in `recipes.common.cache_format`.
+described in `recipes.common.feature_cache.format`.
 """
 
 import os
@@ -17,19 +17,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from recipes.common.cache_format import (
+from recipes.common.feature_cache.format import (
     DTYPES,
     ITEM_SIZE,
     CacheError,
     Row,
     damaged_shards,
-    describe_encoder,
     read_description,
     read_indexes,
     shard_name,
 )
-
-__all__ = ["CacheError", "FeatureCache", "describe_encoder", "file_crc"]
 
 _MAX_MAPS = 256  # each holds a file descriptor, of which a process often has only 1024
 _NUM_SHOWN = 5

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 from tqdm import tqdm
 
-from recipes.common.cache_format import ITEM_SIZE, partial_bytes
+from recipes.common.feature_cache.format import ITEM_SIZE, partial_bytes
 
 _INTERVAL_SECONDS = 1.0
 

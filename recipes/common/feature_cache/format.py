@@ -3,7 +3,7 @@
 ::
 
     cache.json        version, encoder, dtype, byte order
-    plan.json         work units: the utterances of each shard (`recipes.common.cache_units`)
+    plan.json         work units: the utterances of each shard (`units`)
     shard-00000.bin   features (frames, dim), one utterance after the other, little-endian
     shard-00000.json  its index: a header line, then one line for each utterance
     locks/            empty files that claims are made on; they stay
@@ -29,7 +29,7 @@ VERSION = 1
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 ITEM_SIZE = 2  # bytes of a stored number
 _TEMPORARY = ".tmp-"
-T = TypeVar("T")
+_Result = TypeVar("_Result")
 
 
 class CacheError(ValueError):
@@ -194,7 +194,7 @@ def damaged_shards(folder: Path, reasons: Mapping[int, str]) -> CacheError:
     )
 
 
-def publish(path: Path, write: Callable[[BinaryIO], T]) -> T:
+def publish(path: Path, write: Callable[[BinaryIO], _Result]) -> _Result:
     """Let ``write`` fill a file that appears under its name whole and on the disk, or not at all.
 
     Only one process may publish a path at a time: callers hold a lock. Gives what ``write`` gives.

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from recipes.common.cache_encode import UnitEncoder
-from recipes.common.cache_format import (
+from recipes.common.feature_cache.encode import UnitEncoder
+from recipes.common.feature_cache.format import (
     CacheError,
     describe_encoder,
     is_finished,
@@ -29,7 +29,7 @@ from recipes.common.cache_format import (
     write_description,
     write_index,
 )
-from recipes.common.cache_plan import (
+from recipes.common.feature_cache.plan import (
     Entries,
     check_description,
     feature_bytes,
@@ -37,9 +37,9 @@ from recipes.common.cache_plan import (
     plan,
     size_text,
 )
-from recipes.common.cache_progress import BuildProgress
-from recipes.common.cache_units import UNIT_BYTES, add_units, locked, read_units, take_unit
-from recipes.common.feature_cache import FeatureCache
+from recipes.common.feature_cache.progress import BuildProgress
+from recipes.common.feature_cache.reader import FeatureCache
+from recipes.common.feature_cache.units import UNIT_BYTES, add_units, locked, read_units, take_unit
 
 logger = logging.getLogger(__name__)
 

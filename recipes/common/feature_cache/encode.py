@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from focalcodec.codec import encode
-from recipes.common.cache_format import DTYPES, ITEM_SIZE, CacheError, Index, Row
-from recipes.common.cache_plan import Entries
 from recipes.common.dataio import BadAudioError, check_policy, load_sig, record_bad_file
-from recipes.common.feature_cache import file_crc
+from recipes.common.feature_cache.format import DTYPES, ITEM_SIZE, CacheError, Index, Row
+from recipes.common.feature_cache.plan import Entries
+from recipes.common.feature_cache.reader import file_crc
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class UnitEncoder:
     Parameters
     ----------
     entries, encoder, dtype, device, batch_seconds, on_bad_file, bad_files : as in
-        `recipes.common.cache_build.build_cache`.
+        `recipes.common.feature_cache.build.build_cache`.
     """
 
     def __init__(

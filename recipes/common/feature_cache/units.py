@@ -13,7 +13,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from recipes.common.cache_format import CacheError, publish_text, remove_leftovers, shard_numbers
+from recipes.common.feature_cache.format import (
+    CacheError,
+    publish_text,
+    remove_leftovers,
+    shard_numbers,
+)
 
 UNIT_BYTES = 256 * 2**20
 Units = dict[int, list[str]]

@@ -1,0 +1,640 @@
+"""Runs killed at random and started again end as if nothing had happened: bit by bit, or not.
+
+    python -m benchmarks.kill_resume --stage decoder --kills 20
+    python -m benchmarks.kill_resume --stage quantizer --kills 20 --at write --ranks 2
+
+A tiny corpus is made, and the stage's real command is run on it from its YAML without interruption,
+twice: two such runs must agree. Then every trial starts the command in a fresh folder, kills it one
+to three times, each time with all processes that it has started, and starts the same command again
+until it ends. What the run leaves behind is compared with the uninterrupted run's: every tensor of
+every checkpoint bitwise, logs and tables as text, audio as bytes, TensorBoard's curves point by
+point, and that no other file is there.
+
+``--at instant`` kills at a random time between the start and the uninterrupted run's duration,
+``--at write`` immediately before a random one of the run's file operations (opening a file for
+writing, renaming, deleting, making a folder), where a wrong order of writing shows. ``--signal
+TERM`` or ``USR1`` tell it to stop instead, as schedulers do. Only for Linux: what a run has started
+is found in ``/proc``.
+"""
+
+import argparse
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from torch import Tensor
+
+from recipes.common.checkpoints import AtomicCheckpointer
+from recipes.common.interruption import INTERRUPTED
+from recipes.corpora import synthetic
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = {
+    "decoder": ("train_decoder.py", "vocos.yaml"),
+    "quantizer": ("train_quantizer.py", "bsq.yaml"),
+}
+SIGNALS = {name: getattr(signal, f"SIG{name}") for name in ("KILL", "TERM", "USR1")}
+logging.getLogger("tensorboard").setLevel(logging.ERROR)  # says for every resumed run that it is
+
+# What is written anew at every start, with times, paths and process ids in it.
+PER_START = {"log.txt", "env.log", "run.json", "hyperparams.yaml", "tensorboard", "save"}
+_MARK = "KILL_RESUME_TRIAL"  # environment variable that all processes of a run inherit
+_NUM_SHOWN = 12  # differences of one trial
+
+DECODER = """# Vocos at toy size.
+!name:focalcodec.vocos.Vocos
+num_layers: 1
+dim: 16
+ffn_dim: 32
+n_fft: 1024
+hop_length: 320  # samples
+"""
+
+# Read by the interpreter of the run as its first module. The main process notes its operations in
+# the trial's folder, and signals its process group before the one that the environment names.
+HOOK = """
+import os, sys
+
+main, trial = os.getpid(), os.environ["KILL_RESUME_TRIAL"]
+left, _, text = os.environ["KILL_RESUME_OPERATION"].partition(" ")
+left = int(left or 0)
+signum = int(os.environ["KILL_RESUME_SIGNAL"])
+trace = os.open(os.environ["KILL_RESUME_TRACE"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+def hook(event, arguments):
+    global left
+    if event not in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
+        return
+    if os.getpid() != main or os.environ.get("RANK", "0") != "0":
+        return
+    if event == "open" and not arguments[2] & writing or isinstance(arguments[0], int):
+        return
+    path = os.fsdecode(arguments[0])
+    if event in ("os.remove", "os.rmdir") and arguments[-1] >= 0:
+        path = os.path.join(os.readlink(f"/proc/self/fd/{arguments[-1]}"), path)
+    path = os.path.abspath(path)
+    # TensorBoard writes in a thread of its own, whenever that gets its turn.
+    if path.startswith(trial + "/") and not path.startswith(trial + "/run/tensorboard"):
+        operation = f"{event} {path[len(trial) + 1:]}"
+        os.write(trace, f"{operation}\\n".encode())
+        if text in operation:
+            left -= 1
+            if left == 0:
+                os.killpg(0, signum)
+
+
+sys.addaudithook(hook)
+"""
+
+
+class Setting(NamedTuple):
+    """What is trained: paths of this benchmark's inputs, and options of the command."""
+
+    stage: str
+    inputs: Path
+    workers: int = 1
+    accumulation: int = 2
+    epochs: int = 3
+    ranks: int = 1
+    feature_cache: bool = False
+    listens: bool = True  # the quantizer stage decodes audio in its validation
+
+
+class Kill(NamedTuple):
+    """When a start is ended, and by which signal.
+
+    ``at`` is a number of seconds after the start, or a text such as "3 open run/steps": immediately
+    before the third file operation with "open run/steps" in it.
+    """
+
+    at: float | str
+    signal_name: str = "KILL"
+
+
+class Death(NamedTuple):
+    """One end before the end: seconds after the start, phase, exit status, step to go on from."""
+
+    seconds: float
+    phase: str
+    status: int
+    step: int
+
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        end = "" if self.status == -signal.SIGKILL else f" (exit status {self.status})"
+        start = f"resumed from step {self.step}" if self.step else "started again"
+        return f"killed at {self.seconds:.1f} s in {self.phase}{end}, {start}"
+
+
+def prepare(setting: Setting) -> None:
+    """Make the inputs: corpus, toy blocks, and a decoder for the quantizer stage to listen with."""
+    synthetic.generate(setting.inputs / "corpus", speakers=7, heldout_speakers=2, utterances=2)
+    (setting.inputs / "decoder.yaml").write_text(DECODER, encoding="utf-8")
+    if setting.stage == "quantizer" and setting.listens:
+        decoder = Setting("decoder", setting.inputs, epochs=1)
+        finish(decoder, setting.inputs / "listening")
+
+
+def command(setting: Setting, trial: Path) -> list[str]:
+    """Words of the stage's command, with ``trial/run`` as its run folder.
+
+    14 utterances of training in batches of 2: 7 batches an epoch on one rank, so that the last
+    accumulation group is shorter.
+    """
+    script, hparams = SCRIPTS[setting.stage]
+    values = {
+        "data_folder": setting.inputs / "corpus",
+        "output_folder": trial / "run",
+        "dataset": "!include:dataset/synthetic.yaml",
+        "encoder": "!include:encoder/logmel.yaml",
+        "decoder": f"!include:{setting.inputs / 'decoder.yaml'}",
+        "num_workers": setting.workers,
+        "batch_size": 2 // setting.ranks,
+        "grad_accumulation_factor": setting.accumulation,
+        "number_of_epochs": setting.epochs,
+        "ckpt_interval_steps": 2,
+        "log_interval_steps": 1,
+        "num_audio_samples": 2,
+        "metrics": "[mel_distance]",
+    }
+    if setting.stage == "decoder":
+        values |= {"discriminator": "!include:demo/discriminator.yaml", "lr": 0.002}
+    else:
+        values |= {"hidden_dims": "[24, 16, 16]", "lr": 0.005}
+    if setting.stage == "quantizer" and setting.listens:
+        values["decoder_checkpoint"] = setting.inputs / "listening" / "run"
+    if setting.feature_cache:
+        values["feature_cache"] = trial / "cache"
+    if setting.ranks > 1:
+        values["distributed_backend"] = "gloo"
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={setting.ranks}"]
+    words = [f"--{name}={value}" for name, value in values.items()]
+    return [
+        sys.executable,
+        *(launcher if setting.ranks > 1 else ()),
+        script,
+        f"hparams/{hparams}",
+        "--noprogressbar",
+        "--device=cpu",
+        *words,
+    ]
+
+
+def finish(setting: Setting, trial: Path) -> float:
+    """Run the command to its end; seconds it took.
+
+    Raises
+    ------
+    RuntimeError : if it does not end well; with the end of what it printed.
+    """
+    began = time.monotonic()
+    run = Run(setting, trial)
+    status = run.wait(600)
+    if status != 0:
+        raise RuntimeError(f"exit status {status} of {run.command}:\n{run.printed()[-4000:]}")
+    return time.monotonic() - began
+
+
+def resume_until_done(setting: Setting, trial: Path, kills: Sequence[Kill]) -> list[Death]:
+    """Start the command, end it as planned, and start it again until it ends by itself.
+
+    Returns
+    -------
+    Where it died; fewer than planned if it ended before.
+
+    Raises
+    ------
+    RuntimeError : if it fails, or if a signal other than SIGKILL makes it fail.
+    TimeoutError : if it does not end.
+    """
+    deaths: list[Death] = []
+    for kill in [*kills, None]:
+        began, started = time.monotonic(), time.time()
+        run = Run(setting, trial, kill=kill)
+        if kill is not None and isinstance(kill.at, float):
+            status = run.wait(kill.at, then=SIGNALS[kill.signal_name])
+        else:
+            status = run.wait(600)
+        if status == 0:
+            break
+        # A launcher has an exit status of its own for all that happens to its processes.
+        if kill is None or (status > 0 and status != INTERRUPTED and setting.ranks == 1):
+            raise RuntimeError(
+                f"exit status {status} after {[*map(str, deaths)]}:\n{run.printed()[-4000:]}"
+            )
+        phase = run.phase(since=started)
+        deaths.append(Death(time.monotonic() - began, phase, status, next_step(trial / "run")))
+    return deaths
+
+
+class Run:
+    """One process of the command, with all that it starts.
+
+    Parameters
+    ----------
+    setting : what is run.
+    trial : folder of its outputs: ``run``, ``printed.txt``, ``operations.txt``.
+    kill : what will end it, if that is to be done before one of its file operations.
+    """
+
+    def __init__(self, setting: Setting, trial: Path, *, kill: Kill | None = None) -> None:
+        self.trial = trial
+        self.command = command(setting, trial)
+        self._operation = kill.at if kill is not None and isinstance(kill.at, str) else ""
+        hook = trial / "hook"
+        hook.mkdir(parents=True, exist_ok=True)
+        (hook / "sitecustomize.py").write_text(HOOK, encoding="utf-8")
+        (trial / "operations.txt").unlink(missing_ok=True)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(hook), os.environ.get("PYTHONPATH", "")]).strip(":"),
+            "KILL_RESUME_TRACE": str(trial / "operations.txt"),
+            "KILL_RESUME_OPERATION": self._operation,
+            "KILL_RESUME_SIGNAL": str(int(SIGNALS[kill.signal_name if kill else "KILL"])),
+            _MARK: str(trial),
+        }
+        with open(trial / "printed.txt", "ab") as printed:
+            self._process = subprocess.Popen(
+                self.command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, seconds: float, *, then: signal.Signals | None = None) -> int:
+        """Exit status, once no process of the run is left.
+
+        Parameters
+        ----------
+        seconds : how long it may run.
+        then : signal to all its processes after that time; None: it must have ended.
+
+        Raises
+        ------
+        TimeoutError : if it still runs, without ``then`` or a minute after the signal.
+        """
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            if then is None or not self._end(then):
+                raise TimeoutError(
+                    f"{self.command} did not end:\n{self.printed()[-4000:]}"
+                ) from None
+        finally:
+            self._kill_all()
+        return self._process.returncode
+
+    def printed(self) -> str:
+        """Read what all starts of this trial have printed."""
+        return (self.trial / "printed.txt").read_text(encoding="utf-8", errors="replace")
+
+    def phase(self, *, since: float) -> str:
+        """Say what the run was last seen doing, by its newest file since a time stamp."""
+        if self._operation:
+            number, _, text = self._operation.partition(" ")
+            matching = [line for line in operations(self.trial) if text in line]
+            return f"before {matching[int(number) - 1]}"
+        run = self.trial / "run"
+        if any(run.glob("save/tmp-*")):
+            return "saving"
+        found = {name: _newest(run.glob(name)) for name in _PHASES}
+        name = max(found, key=found.get)
+        if found[name] < since:
+            return "start-up"
+        lines = (run / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+        return f"{_PHASES[name]} after step {json.loads(lines[-1])['step'] if lines else 0}"
+
+    def _end(self, signum: signal.Signals) -> bool:
+        """Signal all processes; whether the main one has ended a minute later."""
+        for process in self._processes():
+            _signal(process, signum)
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _kill_all(self) -> None:
+        while processes := self._processes():
+            for process in processes:
+                _signal(process, signal.SIGKILL)
+            self._process.poll()
+            time.sleep(0.02)
+        self._process.wait()
+
+    def _processes(self) -> list[int]:
+        """Ids of the living processes with this run's mark, the launcher's own sessions included.
+
+        A zombie's environment is empty.
+        """
+        mark = f"{_MARK}={self.trial}".encode()
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    environment = (folder / "environ").read_bytes()
+                except OSError:
+                    continue
+                if mark in environment.split(b"\0"):
+                    found.append(int(folder.name))
+        return found
+
+
+_PHASES = {
+    "steps.jsonl": "training",
+    "samples/valid/*/*": "validation",
+    "train_log.txt": "the end of a validation or test",
+    "save/CKPT*": "what follows a checkpoint",
+    "samples/test/*/*": "test",
+    "test_*.csv": "the end of the test",
+}
+
+
+def _newest(paths: Iterator[Path]) -> float:
+    return max((path.stat().st_mtime for path in paths), default=0.0)
+
+
+def _signal(process: int, signum: signal.Signals) -> None:
+    try:
+        os.kill(process, signum)
+    except ProcessLookupError:
+        pass
+
+
+def operations(trial: Path) -> list[str]:
+    """File operations of the last start, one line each."""
+    path = trial / "operations.txt"
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def next_step(run: Path) -> int:
+    """Optimizer step that the run will continue from; 0 if from the beginning."""
+    if not (run / "save").is_dir():
+        return 0
+    found = AtomicCheckpointer(run / "save").find_checkpoint()
+    if found is None:
+        return 0
+    return yaml.safe_load((found.path / "brain.ckpt").read_text(encoding="utf-8"))["optimizer_step"]
+
+
+def draw_kills(source: random.Random, *, at: str, signal_name: str, last: float) -> list[Kill]:
+    """One to three kills at random, each up to ``last`` (seconds, or number of operations)."""
+    number = source.randint(1, 3)
+    if at == "write":
+        return [Kill(f"{source.randint(1, round(last))} ", signal_name) for _ in range(number)]
+    return [Kill(source.uniform(0, last), signal_name) for _ in range(number)]
+
+
+# Comparison
+
+
+def differences(reference: Path, resumed: Path) -> list[str]:
+    """Compare two run folders; one line for each file that differs, saying how; empty if none."""
+    lines = _different_files(reference, resumed)
+    lines += _different_checkpoints(reference / "save", resumed / "save")
+    lines += _different("TensorBoard", _curves(reference), _curves(resumed))
+    return lines
+
+
+def _different_files(reference: Path, resumed: Path) -> list[str]:
+    """Compare all files whose content does not depend on when and where the run was started."""
+    names = [
+        {
+            path.relative_to(folder).as_posix()
+            for path in folder.rglob("*")
+            if path.is_file() and path.relative_to(folder).parts[0] not in PER_START
+        }
+        for folder in (reference, resumed)
+    ]
+    lines = [f"{name}: missing" for name in sorted(names[0] - names[1])]
+    lines += [f"{name}: left over" for name in sorted(names[1] - names[0])]
+    for name in sorted(names[0] & names[1]):
+        wanted, found = ((folder / name).read_bytes() for folder in (reference, resumed))
+        if wanted != found:
+            lines.append(f"{name}: {_first_difference(wanted, found)}")
+    return lines
+
+
+def _different_checkpoints(reference: Path, resumed: Path) -> list[str]:
+    """Compare checkpoints in the order of their names, which begin with their time."""
+    names = [sorted(path.name for path in folder.iterdir()) for folder in (reference, resumed)]
+    if len(names[0]) != len(names[1]):
+        return [f"save: {', '.join(names[1])} instead of {len(names[0])} checkpoint(s)"]
+    lines = []
+    for number, (wanted, found) in enumerate(zip(*names, strict=True), 1):
+        if not found.startswith("CKPT"):
+            lines.append(f"save/{found}: left over")
+        contents = [_checkpoint(folder) for folder in (reference / wanted, resumed / found)]
+        lines += _different(f"checkpoint {number} of {len(names[0])}", *contents)
+    return lines
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    """Content of a checkpoint by file: tensors and plain values, never bytes of an archive."""
+    contents: dict[str, Any] = {}
+    for path in sorted(folder.iterdir()):
+        if zipfile.is_zipfile(path):
+            contents[path.name] = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            contents[path.name] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    meta = contents.get("CKPT.yaml", {})
+    meta.pop("unixtime", None)
+    meta["files"] = sorted(meta.get("files", ()))
+    return contents
+
+
+def _curves(run: Path) -> dict[str, dict[int, float]]:
+    """Scalars that TensorBoard shows: value by step, by name of the curve."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: {event.step: event.value for event in events.Scalars(tag)}
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def _different(where: str, wanted: Any, found: Any) -> list[str]:
+    """Compare nested values; one line for each leaf that differs."""
+    if type(wanted) is not type(found):
+        return [f"{where}: {type(found).__name__} instead of {type(wanted).__name__}"]
+    if isinstance(wanted, Mapping):
+        lines = [f"{where}/{key}: missing" for key in wanted if key not in found]
+        lines += [f"{where}/{key}: left over" for key in found if key not in wanted]
+        for key in wanted:
+            lines += _different(f"{where}/{key}", wanted[key], found[key]) if key in found else []
+        return lines
+    if isinstance(wanted, list | tuple):
+        if len(wanted) != len(found):
+            return [f"{where}: {len(found)} entries instead of {len(wanted)}"]
+        pairs = enumerate(zip(wanted, found, strict=True))
+        return [line for key, pair in pairs for line in _different(f"{where}/{key}", *pair)]
+    if isinstance(wanted, Tensor):
+        return _different_tensors(where, wanted, found)
+    # repr tells -0.0 from 0.0, and takes NaN for NaN.
+    return [] if repr(wanted) == repr(found) else [f"{where}: {found!r} instead of {wanted!r}"]
+
+
+def _different_tensors(where: str, wanted: Tensor, found: Tensor) -> list[str]:
+    if (wanted.dtype, wanted.shape) != (found.dtype, found.shape):
+        kinds = [f"{value.dtype} {tuple(value.shape)}" for value in (found, wanted)]
+        return [f"{where}: {kinds[0]} instead of {kinds[1]}"]
+    bits = [value.contiguous().view(-1).view(torch.uint8) for value in (wanted, found)]
+    if torch.equal(*bits):
+        return []
+    unequal = (bits[0] != bits[1]).view(wanted.numel(), -1).any(dim=1)
+    error = (wanted.double() - found.double()).abs().max()
+    return [
+        f"{where}: {int(unequal.sum())} of {wanted.numel()} values differ, by {error:.2g} at most"
+    ]
+
+
+def _first_difference(wanted: bytes, found: bytes) -> str:
+    """Say how two files differ: text by its first line that does."""
+    try:
+        texts = [content.decode().splitlines() for content in (wanted, found)]
+    except UnicodeDecodeError:
+        unequal = sum(a != b for a, b in zip(wanted, found, strict=False))
+        return f"{len(found)} bytes instead of {len(wanted)}, {unequal} differ"
+    pairs = enumerate(zip(*texts, strict=False), 1)
+    line = next((number for number, (a, b) in pairs if a != b), min(map(len, texts)) + 1)
+    shown = [text[line - 1] if line <= len(text) else "" for text in texts]
+    start = max(0, len(os.path.commonprefix(shown)) - 30)
+    shown = [repr(text[start : start + 100]) for text in shown]
+    return (
+        f"{len(texts[1])} lines instead of {len(texts[0])}, the first that differs is {line}: "
+        f"{shown[1]} instead of {shown[0]}"
+    )
+
+
+# Trials
+
+
+def run_trial(
+    number: int, *, setting: Setting, folder: Path, kills: Sequence[Kill], keep: bool
+) -> tuple[bool, str]:
+    """Kill, resume, compare; whether it is exact, and the line that says so."""
+    trial = folder / f"trial{number}"
+    try:
+        deaths = resume_until_done(setting, trial, kills)
+        found = compare_trials(folder / "uninterrupted", trial)
+    except (RuntimeError, TimeoutError) as error:
+        return False, f"trial {number}: FAILED: {error}"
+    if not found and not keep:
+        shutil.rmtree(trial)
+    history = "; ".join(map(str, deaths)) or "ended before it was killed"
+    shown = found[:_NUM_SHOWN] + [f"and {len(found) - _NUM_SHOWN} more"] * (len(found) > _NUM_SHOWN)
+    return not found, "\n    ".join([f"trial {number}: {history}: {verdict(found)}", *shown])
+
+
+def compare_trials(reference: Path, trial: Path) -> list[str]:
+    """Compare the outputs of two trials: run folders, and feature caches if they have any."""
+    lines = differences(reference / "run", trial / "run")
+    if (reference / "cache").is_dir():
+        lines += [
+            f"cache/{line}" for line in _different_files(reference / "cache", trial / "cache")
+        ]
+    return lines
+
+
+def verdict(found: Sequence[str]) -> str:
+    """Word for a comparison's result."""
+    return "exact" if not found else f"{len(found)} DIFFERENCES"
+
+
+def trials(
+    setting: Setting, folder: Path, *, number: int, at: str, signal_name: str, seed: int
+) -> Iterator[tuple[int, list[Kill]]]:
+    """Kills of all trials, by number, once the uninterrupted runs are there and agree.
+
+    Raises
+    ------
+    RuntimeError : if two uninterrupted runs differ: then resuming cannot be judged.
+    """
+    prepare(setting)
+    seconds = finish(setting, folder / "uninterrupted")
+    print(f"uninterrupted: {seconds:.1f} s, {len(operations(folder / 'uninterrupted'))} operations")
+    seconds = min(seconds, finish(setting, folder / "again"))
+    found = compare_trials(folder / "uninterrupted", folder / "again")
+    print(f"uninterrupted, again: {verdict(found)}", flush=True)
+    if found:
+        raise RuntimeError("two uninterrupted runs differ:\n" + "\n".join(found))
+    last = len(operations(folder / "uninterrupted")) if at == "write" else seconds
+    for trial in range(1, number + 1):
+        source = random.Random(f"{seed}/{trial}")
+        yield trial, draw_kills(source, at=at, signal_name=signal_name, last=last)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; exit status 0 if every trial is exact."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kill_resume", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--stage", choices=SCRIPTS, required=True)
+    parser.add_argument("--kills", type=int, default=20, help="trials, of 1 to 3 kills each")
+    parser.add_argument("--seed", type=int, default=0, help="of the instants")
+    parser.add_argument("--at", choices=("instant", "write"), default="instant")
+    parser.add_argument(
+        "--signal", choices=SIGNALS, default="KILL", help="to all processes of the run"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="loader processes")
+    parser.add_argument("--accumulation", type=int, default=2, help="batches per step")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--ranks", type=int, choices=(1, 2), default=1, help="2: torchrun, gloo")
+    parser.add_argument("--feature_cache", action="store_true", help="of the run's own")
+    parser.add_argument("--jobs", type=int, default=2, help="trials at the same time")
+    parser.add_argument("--keep", type=Path, help="folder to work in, which stays")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (arguments.keep or Path(temporary)).resolve()
+        setting = Setting(
+            arguments.stage,
+            folder / "inputs",
+            workers=arguments.workers,
+            accumulation=arguments.accumulation,
+            epochs=arguments.epochs,
+            ranks=arguments.ranks,
+            feature_cache=arguments.feature_cache,
+        )
+        plans = trials(
+            setting,
+            folder,
+            number=arguments.kills,
+            at=arguments.at,
+            signal_name=arguments.signal,
+            seed=arguments.seed,
+        )
+        common = {"setting": setting, "folder": folder, "keep": arguments.keep is not None}
+        exact = 0
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            for same, line in pool.map(
+                lambda trial: run_trial(trial[0], kills=trial[1], **common), plans
+            ):
+                exact += same
+                print(line, flush=True)
+    print(f"{exact} of {arguments.kills} exact")
+    return 0 if exact == arguments.kills else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
