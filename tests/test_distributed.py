@@ -13,6 +13,7 @@ import torch
 from recipes.common.dataio import collate
 from recipes.common.experiment import build_experiment
 from recipes.common.fingerprint import fingerprint
+from recipes.common.metrics import AudioMetrics
 from tests.stages import STAGES, fit_one, options, start, steps_of
 
 ENCODER = """# WavLM at toy size.
@@ -113,3 +114,33 @@ def test_two_ranks_with_half_of_a_batch_each_are_one_with_all_of_it(stage, corpu
     (two,), (one,) = steps_of(tmp_path / "2"), steps_of(tmp_path / "1")
     for name in one.keys() - {"padding"}:  # which batches of two have less of
         assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
+
+
+def _score(rank: int, port: int, folder: Path) -> None:
+    _become(rank, port)
+    torch.distributed.init_process_group("gloo")
+    metrics = AudioMetrics(names=["mel_distance"], sample_rate=16000, rank=rank, world_size=2)
+    _append_five(metrics)
+    assert len(metrics.stats["mel_distance"].scores) == 2
+    metrics.gather()
+    metrics.write_csv(folder / f"{rank}.csv")
+    assert metrics.failures[0].id == "4" and len(metrics.failures) == 1
+    torch.distributed.destroy_process_group()
+
+
+def _append_five(metrics: AudioMetrics) -> None:
+    source = torch.Generator().manual_seed(0)
+    for index in range(5):
+        ref_sig, hyp_sig = torch.randn(2, 1, 4000, generator=source)
+        if index == 4:
+            hyp_sig[0, 5] = torch.nan
+        metrics.append([str(index)], ref_sig, hyp_sig)
+
+
+def test_ranks_share_the_scoring_and_get_all_scores(tmp_path):
+    _on_two_ranks(_score, tmp_path)
+    alone = AudioMetrics(names=["mel_distance"], sample_rate=16000)
+    _append_five(alone)
+    alone.write_csv(tmp_path / "alone.csv")
+    texts = {path.read_text() for path in tmp_path.glob("*.csv")}
+    assert len(texts) == 1 and len(texts.pop().splitlines()) == 6

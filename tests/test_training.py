@@ -11,7 +11,7 @@ import speechbrain as sb
 import torch
 from torch import nn
 
-from recipes.common.brain import evenly_spaced
+from recipes.common.audio_scores import evenly_spaced
 from recipes.common.run_log import Means
 from recipes.common.weights import load_parameters
 from tests.stages import STAGES, build, fit_one, start, steps_of, train

@@ -32,8 +32,9 @@ from tqdm import tqdm
 from focalcodec.codec import encode
 from focalcodec.masking import lengths_to_mask, num_valid
 from recipes.common import cost
+from recipes.common.audio_scores import AudioScores
+from recipes.common.dataio import read_bad_files
 from recipes.common.interruption import Interrupted, Interruption
-from recipes.common.metrics import AudioMetrics
 from recipes.common.random_state import RandomState
 from recipes.common.run_log import Means, RunLog
 from recipes.common.step_log import StepLog, StepTensors, finite_terms, from_main
@@ -87,7 +88,9 @@ class CodecBrain(sb.Brain):
         self.run_log = RunLog(self._log_folder(), sample_rate=self.encoder.sample_rate)
         self.step_log = StepLog(self.run_log.folder, patience=self.nonfinite_patience)
         self.interruption = Interruption()
-        self.audio_metrics: dict[str, AudioMetrics] = {}
+        self.audio_scores = AudioScores(
+            self.hparams.metrics, sample_rate=self.encoder.sample_rate, run_log=self.run_log
+        )
         self.means = Means()
         self.checkpointer.add_recoverable("means", self.means)
         self.checkpointer.add_recoverable("step_log", self.step_log)
@@ -98,12 +101,9 @@ class CodecBrain(sb.Brain):
         self.train_stats: dict[str, float] = {}
         self._group_ids: list[str] = []  # of the accumulation group
         self._group_finite: Tensor | None = None
-        self.metric_ids: dict[sb.Stage, set[str]] = {}
-        self.sample_ids: dict[sb.Stage, set[str]] = {}
         self._bar: tqdm | None = None
         self._started: tuple[float, int] | None = None
         self._saved_at = (0, 0)
-        self._metrics("rec")  # a misspelt metric or a missing package shows now, not after an epoch
 
     # To be written by a stage
 
@@ -146,8 +146,9 @@ class CodecBrain(sb.Brain):
         ids = list(dataset.data_ids)
         scored = len(ids) if stage == sb.Stage.TEST else self.hparams.valid_metric_utterances
         self.loaders[stage] = loader
-        self.metric_ids[stage] = evenly_spaced(ids, scored)
-        self.sample_ids[stage] = evenly_spaced(ids, self.hparams.num_audio_samples)
+        self.audio_scores.choose(
+            stage.name.lower(), ids, scored=scored, written=self.hparams.num_audio_samples
+        )
         return loader
 
     @torch.no_grad()
@@ -417,7 +418,7 @@ class CodecBrain(sb.Brain):
             self.means.clear()
         if epoch is not None:
             self.epoch = epoch
-        self.audio_metrics = {}
+        self.audio_scores.clear()
         if stage == sb.Stage.TRAIN:
             dataset = self.loaders[stage].dataset
             if dataset.crops is not None:
@@ -467,11 +468,12 @@ class CodecBrain(sb.Brain):
                 f"{stage.name.lower()} {self.selection_key} is {error}; no checkpoint was written, "
                 "the earlier ones are untouched"
             )
-        for prefix, metrics in self.audio_metrics.items():
-            values |= {f"{prefix}_{name}": value for name, value in metrics.summarize().items()}
-        values |= self.stage_values(stage)
-        written = {**values, "not_computed": self._not_computed()}
-        self.run_log.stage(stage.name.lower(), self.optimizer_step, written)
+        scores = self.audio_scores.summarize()
+        not_computed = {"not_computed": scores.pop("not_computed")}
+        values |= scores | self.stage_values(stage)
+        if stage == sb.Stage.TEST:  # of all ranks, as they share the list
+            values["bad_files"] = len(read_bad_files(self.run_log.folder / "bad_files.tsv"))
+        self.run_log.stage(stage.name.lower(), self.optimizer_step, values | not_computed)
         if stage == sb.Stage.VALID:
             self._write_line(
                 {"epoch": epoch, "step": self.optimizer_step}, train=self.train_stats, valid=values
@@ -489,55 +491,22 @@ class CodecBrain(sb.Brain):
             )
         else:
             self._write_line({"test of step": self.optimizer_step}, test=values)
-            self._write_tables()
+            self.audio_scores.write_tables(self.run_log.folder)
 
     def set_learning_rate(self, value: float) -> None:
         """Set the learning rate of every optimizer."""
         for optimizer in self.optimizers_dict.values():
             update_learning_rate(optimizer, value)
 
-    # Audio
-
     def score_audio(self, batch: Any, stage: sb.Stage, decoded: dict[str, Tensor]) -> None:
-        """Score and write decoded signals against the batch's own.
-
-        ``decoded`` maps a prefix (``rec``: from unquantized features, ``hyp``: from tokens) to
-        signals (B, T') of at least the batch's length. A test also scores the reference itself
-        (``ref``), the ceiling of the metrics that need none.
-        """
-        sig, lens = batch.sig
-        name = stage.name.lower()
-        scored = {*decoded, "ref"} if stage == sb.Stage.TEST else set(decoded)
-        for row, utterance in enumerate(batch.id):
-            size = round(float(lens[row]) * sig.shape[1])
-            ref_sig = sig[row, :size].float().cpu()
-            signals = {"ref": ref_sig}
-            signals |= {prefix: rows[row, :size].float().cpu() for prefix, rows in decoded.items()}
-            if utterance in self.metric_ids[stage]:
-                for prefix, signal in signals.items():
-                    if prefix in scored:
-                        self._metrics(prefix).append([utterance], ref_sig[None], signal[None])
-            if utterance in self.sample_ids[stage]:
-                for prefix, signal in signals.items():
-                    self.run_log.audio(f"{name}/{utterance}/{prefix}", self.optimizer_step, signal)
-
-    def _metrics(self, prefix: str) -> AudioMetrics:
-        if prefix not in self.audio_metrics:
-            self.audio_metrics[prefix] = AudioMetrics(
-                names=self.hparams.metrics, sample_rate=self.encoder.sample_rate
-            )
-        return self.audio_metrics[prefix]
-
-    def _not_computed(self) -> dict[str, str]:
-        reasons: dict[str, str] = {}
-        for metrics in self.audio_metrics.values():
-            reasons |= metrics.not_computed
-        return reasons
-
-    @main_process_only
-    def _write_tables(self) -> None:
-        for prefix, metrics in self.audio_metrics.items():
-            metrics.write_csv(self.run_log.folder / f"test_{prefix}.csv")
+        """Score and write decoded signals, see `recipes.common.audio_scores.AudioScores.append`."""
+        self.audio_scores.append(
+            batch,
+            decoded,
+            subset=stage.name.lower(),
+            step=self.optimizer_step,
+            with_ref=stage == sb.Stage.TEST,
+        )
 
     @main_process_only
     def _write_line(self, meta: dict[str, Any], **stats: dict[str, Any]) -> None:
@@ -550,12 +519,6 @@ class CodecBrain(sb.Brain):
 def unwrapped(module: nn.Module) -> nn.Module:
     """Take a module out of DistributedDataParallel."""
     return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
-
-
-def evenly_spaced(ids: list[str], number: int) -> set[str]:
-    """Choose ``number`` ids, spread evenly over their order."""
-    number = min(number, len(ids))
-    return {ids[i * len(ids) // number] for i in range(number)}
 
 
 def _step_limit(value: int | str | None) -> int | None:

@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -155,13 +155,14 @@ class AudioMetrics:
 
     A metric whose package is missing, and an utterance that a metric cannot score, never stop the
     run: the first is listed in `not_computed`, the second in `failures` and left out of that
-    metric's mean. Scores are kept per process; SpeechBrain validates the whole set on every rank,
-    so no reduction is needed there.
+    metric's mean. Ranks that are all given the same utterances score each a part of them, until
+    `gather` joins the parts.
 
     Parameters
     ----------
     names : any of ``stoi``, ``pesq``, ``dnsmos``, ``mel_distance``.
     sample_rate : Hz, of all audio that is appended.
+    rank, world_size : this process, and how many share the utterances.
 
     Attributes
     ----------
@@ -173,9 +174,12 @@ class AudioMetrics:
     ValueError : if a name is not known.
     """
 
-    def __init__(self, *, names: Iterable[str], sample_rate: int):
+    def __init__(
+        self, *, names: Iterable[str], sample_rate: int, rank: int = 0, world_size: int = 1
+    ):
         self.names = list(dict.fromkeys(names))
         self.sample_rate = sample_rate
+        self.rank, self.world_size = rank, world_size
         if unknown := [name for name in self.names if name not in _METRICS]:
             raise ValueError(f"unknown metrics {unknown}; known are {sorted(_METRICS)}")
         self._missing = {name: reason for name in self.names if (reason := _why_missing(name))}
@@ -188,6 +192,7 @@ class AudioMetrics:
         self.stats = {score: MetricStats(metric=to_scores) for score in scores}
         self.failures: list[Failure] = []
         self._rows: list[dict[str, str | float]] = []
+        self._num_appended = 0
 
     def append(
         self,
@@ -218,7 +223,23 @@ class AudioMetrics:
                 f"got {len(ids)}, {len(refs)} and {len(hyps)}"
             )
         for utterance_id, ref, hyp in zip(ids, refs, hyps, strict=True):
-            self._append_utterance(str(utterance_id), ref, hyp)
+            if self._num_appended % self.world_size == self.rank:
+                self._append_utterance(str(utterance_id), ref, hyp)
+            self._num_appended += 1
+
+    def gather(self) -> None:
+        """Join the ranks' scores, in the order of the utterances; every rank has to call it."""
+        if self.world_size == 1:
+            return
+        ranks: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(ranks, (self._rows, self.failures))
+        number = self._num_appended
+        self.clear()
+        self._num_appended = number
+        for position in range(number):
+            rows, _ = ranks[position % self.world_size]
+            self._add_row(rows[position // self.world_size])
+        self.failures = [failure for _, failures in ranks for failure in failures]
 
     def summarize(self) -> dict[str, float]:
         """Mean of every score over the utterances that have it.
@@ -269,9 +290,12 @@ class AudioMetrics:
                 row |= _METRICS[name].compute(ref, hyp, sample_rate=self.sample_rate)
             except ScoreError as error:
                 self.failures.append(Failure(utterance_id, name, str(error)))
+        self._add_row(row)
+
+    def _add_row(self, row: dict[str, str | float]) -> None:
         for score, stats in self.stats.items():
             if score in row:
-                stats.append([utterance_id], [row[score]])
+                stats.append([row["id"]], [row[score]])
         self._rows.append(row)
 
 

@@ -1,0 +1,108 @@
+"""Which utterances of a validation or test are scored and written as audio, and what came of it."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from speechbrain.utils.distributed import if_main_process
+from torch import Tensor
+
+from recipes.common.metrics import AudioMetrics
+from recipes.common.run_log import RunLog
+
+
+class Chosen(NamedTuple):
+    """Utterances of one subset that are scored, and those that are written as audio."""
+
+    scored: set[str]
+    written: set[str]
+
+
+class AudioScores:
+    """Scores of decoded signals against their originals, by prefix.
+
+    A prefix says what was decoded: ``rec`` from unquantized features, ``hyp`` from tokens, ``ref``
+    nothing at all. The ranks of a distributed run decode the same utterances and share the scoring.
+
+    Parameters
+    ----------
+    names : metrics, see `recipes.common.metrics.AudioMetrics`.
+    sample_rate : Hz.
+    run_log : where audio is written.
+
+    Raises
+    ------
+    ValueError : if a name is not known.
+    """
+
+    def __init__(self, names: Iterable[str], *, sample_rate: int, run_log: RunLog) -> None:
+        self.names = list(names)
+        self.sample_rate = sample_rate
+        self.run_log = run_log
+        self.chosen: dict[str, Chosen] = {}
+        self.metrics: dict[str, AudioMetrics] = {}
+        self._metrics("rec")  # a misspelt metric or a missing package shows now
+
+    def choose(self, subset: str, ids: Sequence[str], *, scored: int, written: int) -> None:
+        """Choose so many utterances of a subset, spread evenly over their order."""
+        self.chosen[subset] = Chosen(evenly_spaced(ids, scored), evenly_spaced(ids, written))
+
+    def clear(self) -> None:
+        """Begin a validation or test."""
+        self.metrics = {}
+
+    def append(
+        self, batch: Any, decoded: dict[str, Tensor], *, subset: str, step: int, with_ref: bool
+    ) -> None:
+        """Score and write decoded signals (B, T') of at least the length of the batch's own.
+
+        ``with_ref`` also scores the reference itself, the ceiling of metrics that need none.
+        """
+        sig, lens = batch.sig
+        chosen = self.chosen[subset]
+        for row, utterance in enumerate(batch.id):
+            size = round(float(lens[row]) * sig.shape[1])
+            ref_sig = sig[row, :size].float().cpu()
+            signals = {"ref": ref_sig}
+            signals |= {prefix: rows[row, :size].float().cpu() for prefix, rows in decoded.items()}
+            for prefix, signal in signals.items():
+                if utterance in chosen.scored and (with_ref or prefix in decoded):
+                    self._metrics(prefix).append([utterance], ref_sig[None], signal[None])
+                if utterance in chosen.written:
+                    self.run_log.audio(f"{subset}/{utterance}/{prefix}", step, signal)
+
+    def summarize(self) -> dict[str, Any]:
+        """Means by prefix and score, over the utterances of all ranks; every rank has to call it.
+
+        Reasons for what could not be computed are under ``not_computed``.
+        """
+        values: dict[str, Any] = {}
+        reasons: dict[str, str] = {}
+        for prefix, metrics in self.metrics.items():
+            metrics.gather()
+            values |= {f"{prefix}_{name}": value for name, value in metrics.summarize().items()}
+            reasons |= metrics.not_computed
+        return values | {"not_computed": reasons}
+
+    def write_tables(self, folder: Path) -> None:
+        """Write ``test_PREFIX.csv`` with a line for each utterance; on the main process."""
+        if if_main_process():
+            for prefix, metrics in self.metrics.items():
+                metrics.write_csv(folder / f"test_{prefix}.csv")
+
+    def _metrics(self, prefix: str) -> AudioMetrics:
+        if prefix not in self.metrics:
+            rank, size = 0, 1
+            if torch.distributed.is_initialized():
+                rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+            self.metrics[prefix] = AudioMetrics(
+                names=self.names, sample_rate=self.sample_rate, rank=rank, world_size=size
+            )
+        return self.metrics[prefix]
+
+
+def evenly_spaced(ids: Sequence[str], number: int) -> set[str]:
+    """Choose ``number`` ids, spread evenly over their order."""
+    number = min(number, len(ids))
+    return {ids[i * len(ids) // number] for i in range(number)}
