@@ -20,7 +20,8 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
-TRAINING = [line for line in COMMANDS if line.startswith("python train_")]
+LAUNCHERS = ("python train_", "torchrun ", "sbatch ")
+TRAINING = [line for line in COMMANDS if line.startswith(LAUNCHERS)]
 CODEC = [line for line in COMMANDS if line.startswith("python -m focalcodec ")]
 MODULES = [line for line in COMMANDS if line.startswith("python -m ") and line not in CODEC]
 
@@ -34,8 +35,12 @@ def test_every_command_is_of_a_known_kind():
 @pytest.mark.parametrize("command", TRAINING)
 def test_training_command_is_accepted(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    _, script, *argv = shlex.split(command)
+    words = shlex.split(command)
+    script = next(word for word in words if word.startswith("train_"))
+    argv = words[words.index(script) + 1 :]
     assert Path(script).is_file()
+    if words[0] == "sbatch":
+        assert "tools/train.sbatch" in words
     param_file, _, overrides = parse_command_line(argv)
     yaml = ruamel.yaml.YAML()
     keys = set(yaml.load(Path(param_file).read_text(encoding="utf-8")))
@@ -56,9 +61,11 @@ def test_module_command_names_options_that_exist(command):
     assert spec is not None
     folder = Path(spec.origin).parent
     sources = [Path(spec.origin), folder / "__main__.py"]
+    sources += [ROOT / word for word in argv if word.endswith(".yaml")]
     source = "".join(path.read_text(encoding="utf-8") for path in sources if path.is_file())
     for option in (word for word in argv if word.startswith("--")):
-        assert f'"{option}"' in source, option
+        key = f"\n{option.removeprefix('--')}: "  # of a YAML
+        assert f'"{option}"' in source or key in source, option
 
 
 def test_make_targets_exist():

@@ -12,13 +12,13 @@ from benchmarks.kill_resume import (
     Kill,
     Setting,
     compare_trials,
-    differences,
     draw_kills,
     finish,
     next_step,
     prepare,
     resume_until_done,
 )
+from benchmarks.run_comparison import differences
 from recipes.common.interruption import INTERRUPTED
 
 SETTINGS = {
