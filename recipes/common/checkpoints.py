@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import socket
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -28,6 +27,8 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.distributed import if_main_process, main_process_only
 from speechbrain.utils.logger import get_logger
+
+from recipes.common.files import file_crc, flush
 
 logger = get_logger(__name__)
 
@@ -292,11 +293,11 @@ class AtomicCheckpointer(Checkpointer):
             text = yaml.safe_dump(meta, default_flow_style=None, explicit_end=True)
             (folder / METAFNAME).write_text(text, encoding="utf-8")
             for path in [*folder.rglob("*"), folder]:
-                _flush(path)
+                flush(path)
             target = folder.with_name(_TEMPORARY.fullmatch(folder.name)["final"])
             replaced = self._set_aside(target) if target.exists() else None
             os.rename(folder, target)
-            _flush(self.checkpoints_dir)
+            flush(self.checkpoints_dir)
         except Exception as error:
             raise self._saving_failed(error) from error
         if replaced:
@@ -432,20 +433,7 @@ def _is_abandoned(temporary: Path) -> bool:
 
 
 def _size_and_crc(path: Path) -> list[int]:
-    size = crc = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            size += len(chunk)
-            crc = zlib.crc32(chunk, crc)
-    return [size, crc]
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return [path.stat().st_size, file_crc(path)]
 
 
 def _plain(value: Any) -> Any:

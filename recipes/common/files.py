@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,24 @@ def remove_leftovers(folder: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON as `write_text` does."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def file_crc(path: str | Path) -> int:
+    """CRC-32 of a file's bytes."""
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def existing_folder(data_folder: str | Path) -> Path:

@@ -21,7 +21,7 @@ from focalcodec.codec import encode
 from recipes.common.dataio import BadAudioError, check_policy, load_sig, record_bad_file
 from recipes.common.feature_cache.format import DTYPES, ITEM_SIZE, CacheError, Index, Row
 from recipes.common.feature_cache.plan import Entries
-from recipes.common.feature_cache.reader import file_crc
+from recipes.common.files import file_crc
 
 logger = logging.getLogger(__name__)
 

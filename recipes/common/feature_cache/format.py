@@ -25,6 +25,8 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from recipes.common.files import flush
+
 VERSION = 1
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 ITEM_SIZE = 2  # bytes of a stored number
@@ -210,7 +212,7 @@ def publish(path: Path, write: Callable[[BinaryIO], _Result]) -> _Result:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    _flush_folder(path.parent)
+    flush(path.parent)
     return result
 
 
@@ -236,14 +238,6 @@ def partial_bytes(folder: Path, *, finished: bool) -> int:
                 with suppress(FileNotFoundError):  # renamed meanwhile
                     total += entry.stat().st_size
     return total
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_index(folder: Path, number: int, *, fingerprint: str, dtype: str) -> Index:

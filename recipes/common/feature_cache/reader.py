@@ -27,6 +27,7 @@ from recipes.common.feature_cache.format import (
     read_indexes,
     shard_name,
 )
+from recipes.common.files import file_crc
 
 _MAX_MAPS = 256  # each holds a file descriptor, of which a process often has only 1024
 _NUM_SHOWN = 5
@@ -248,15 +249,6 @@ class FeatureCache:
 
     def _damaged(self, reasons: Mapping[int, str]) -> CacheError:
         return damaged_shards(self.folder, reasons)
-
-
-def file_crc(path: str | Path) -> int:
-    """CRC-32 of a file's bytes."""
-    crc = 0
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            crc = zlib.crc32(block, crc)
-    return crc
 
 
 def _shown(items: list[str]) -> str:
