@@ -145,7 +145,7 @@ class QuantizerBrain(CodecBrain):
     def stage_values(self, stage: sb.Stage) -> dict[str, Any]:
         """Code usage, bitrate and the features' variance, the error of a quantizer without use."""
         return {
-            **self.code_usage.summarize(),
+            **self.code_usage.summarize(across_ranks=False),  # every rank validates everything
             "feature_variance": self.feature_moments.variance(),
             "bitrate": self.codec.bitrate,
         }

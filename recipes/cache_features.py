@@ -28,7 +28,6 @@ from speechbrain.utils.distributed import run_on_main
 from recipes.common.dataio import make_dataset
 from recipes.common.experiment import (
     config_hash,
-    fingerprint,
     load_encoder,
     parse_command_line,
     prepare_data,
@@ -38,6 +37,7 @@ from recipes.common.feature_cache.build import build_cache
 from recipes.common.feature_cache.format import CacheError, describe_encoder
 from recipes.common.feature_cache.plan import CachePlan, Entries, check_dtype, plan, size_text
 from recipes.common.feature_cache.progress import BuildProgress
+from recipes.common.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Source(NamedTuple):
 
     encoder: torch.nn.Module
     fingerprint: str
+    dtype: str
     entries: Entries
     on_bad_file: str
     bad_files: Path
@@ -64,7 +65,6 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> None:
     ------
     CacheError, ValueError, FileNotFoundError : for whatever the user can put right.
     """
-    check_dtype(options.dtype)
     if options.workers < 1 or options.shard_mib <= 0:
         raise CacheError(
             "workers must be at least 1 and shard_mib above 0, got "
@@ -103,6 +103,7 @@ def load_source(options: argparse.Namespace, words: Sequence[str], *, prepare: b
     prepare : write the manifests; without, they are there already.
     """
     param_file, hparams, overrides = _hparams(words)
+    dtype = check_dtype(hparams["feature_cache_dtype"])
     folder = options.feature_cache / "manifests" / config_hash(param_file, overrides)
     if prepare:
         run_on_main(prepare_data, kwargs={"hparams": hparams | {"output_folder": str(folder)}})
@@ -123,7 +124,12 @@ def load_source(options: argparse.Namespace, words: Sequence[str], *, prepare: b
                 )
             entries[key] = entry
     return Source(
-        encoder, fingerprint(encoder), entries, hparams["on_bad_file"], folder / "bad_files.tsv"
+        encoder,
+        fingerprint(encoder),
+        dtype,
+        entries,
+        hparams["on_bad_file"],
+        folder / "bad_files.tsv",
     )
 
 
@@ -144,7 +150,7 @@ def _plan(options: argparse.Namespace, source: Source) -> CachePlan:
         source.entries,
         encoder=source.encoder,
         fingerprint=source.fingerprint,
-        dtype=options.dtype,
+        dtype=source.dtype,
     )
 
 
@@ -156,7 +162,7 @@ def _build(
         source.entries,
         encoder=source.encoder,
         fingerprint=source.fingerprint,
-        dtype=options.dtype,
+        dtype=source.dtype,
         device=_device(options.device, number),
         batch_seconds=options.batch_seconds,
         on_bad_file=source.on_bad_file,
@@ -306,7 +312,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--feature_cache", type=Path, required=True, help="folder of the cache")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
     parser.add_argument("--device", default="cpu", help="cpu, cuda (workers in turn) or cuda:N")
-    parser.add_argument("--dtype", default="float16", help="float16 or bfloat16")
     parser.add_argument(
         "--subsets", nargs="+", default=["train", "valid"], choices=["train", "valid", "test"]
     )

@@ -32,6 +32,19 @@ class SlowLogMel(LogMel):
         return super().forward(sig, lens=lens)
 
 
+class MeetingLogMel(LogMel):
+    """Log-mel that begins when every process that shares `barrier` has begun, too."""
+
+    barrier = None
+
+    def forward(self, sig: Tensor, *, lens: Tensor | None = None) -> Tensor:
+        """Wait for the others before the first batch, then compute."""
+        if self.barrier is not None:
+            self.barrier.wait(timeout=60)
+            self.barrier = None
+        return super().forward(sig, lens=lens)
+
+
 class StuckLogMel(LogMel):
     """Log-mel that does not end, for processes that are to be ended."""
 
@@ -54,6 +67,7 @@ class LoudLogMel(LogMel):
 ENCODERS = {
     "logmel": partial(LogMel, n_mels=16),
     "slow": partial(SlowLogMel, n_mels=16),
+    "meeting": partial(MeetingLogMel, n_mels=16),
     "loud": partial(LoudLogMel, n_mels=16),
     "wavlm": partial(
         WavLM,

@@ -19,7 +19,17 @@ from recipes.common.feature_cache.format import CacheError, is_finished
 from recipes.common.feature_cache.plan import plan
 from recipes.common.feature_cache.progress import BuildProgress
 from recipes.common.feature_cache.units import locked, read_units, take_unit
-from tests.caches import RATE, build, child, content, make_encoder, open_cache, write_audio
+from tests.caches import (
+    FORK,
+    RATE,
+    MeetingLogMel,
+    build,
+    child,
+    content,
+    make_encoder,
+    open_cache,
+    write_audio,
+)
 
 SOURCES = Path(cache_encode.__file__).parent
 
@@ -45,6 +55,12 @@ def plan_of(folder, entries, **options):
 def build_and_report(folder, entries, path, options):
     report = build(folder, entries, **options)
     path.write_text(json.dumps([report.utterances, sorted(open_cache(folder, **options)._rows)]))
+
+
+def build_together(folder, entries, path, options, barrier):
+    """Build with a first batch that waits until all processes are at work."""
+    MeetingLogMel.barrier = barrier
+    build_and_report(folder, entries, path, options)
 
 
 def die_at_line(folder, entries, number):
@@ -207,11 +223,10 @@ def test_a_cache_of_something_else_is_not_added_to(entries, tmp_path, change):
 
 
 def test_two_processes_share_the_work_and_both_wait_for_all_of_it(entries, uninterrupted, tmp_path):
-    folder, options = tmp_path / "cache", {"encoder": "slow"}
-    arguments = [(folder, entries, tmp_path / f"report{index}", options) for index in range(2)]
+    folder, options, barrier = tmp_path / "cache", {"encoder": "meeting"}, FORK.Barrier(2)
     with (
-        child(build_and_report, *arguments[0]) as one,
-        child(build_and_report, *arguments[1]) as two,
+        child(build_together, folder, entries, tmp_path / "report0", options, barrier) as one,
+        child(build_together, folder, entries, tmp_path / "report1", options, barrier) as two,
     ):
         for process in (one, two):
             process.join(60)

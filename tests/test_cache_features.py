@@ -139,8 +139,11 @@ def test_verify_computes_nothing_and_finds_damage(root, corpus, cached, tmp_path
     ("options", "message"),
     [
         ({"data_folder": "/none"}, "data_folder /none is not a folder"),
-        ({"dtype": "float32"}, "dtype must be float16 or bfloat16, got 'float32'"),
-        ({"dtype": "bfloat16"}, "holds float16 and bfloat16 is asked for; pass --dtype float16"),
+        ({"feature_cache_dtype": "float32"}, "dtype must be float16 or bfloat16, got 'float32'"),
+        (
+            {"feature_cache_dtype": "bfloat16"},
+            "holds float16 and bfloat16 is asked for; pass --feature_cache_dtype float16",
+        ),
         ({"workers": 0}, "workers must be at least 1"),
         ({"device": "tpu9000"}, "device must be such as cpu, cuda or cuda:0, got 'tpu9000'"),
         ({"device": "cuda:99"}, "CUDA devices; pass --device cpu"),

@@ -1,13 +1,17 @@
 """Both stages read the feature cache, and learn from it what they learn without."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import soundfile
 import speechbrain as sb
 import torch
 
-from tests.stages import STAGES, build, steps_of, train
+from recipes.common.dataio import BadAudioError, read_bad_files
+from recipes.common.experiment import build_experiment
+from tests.stages import STAGES, build, options, steps_of, train
 
 
 def cached(folder, **overrides):
@@ -116,8 +120,6 @@ def test_augmentation_changes_what_is_encoded_while_training_only(corpus, tmp_pa
 
 
 def test_audio_that_changed_under_a_cache_is_refused(corpus, tmp_path):
-    import shutil
-
     copy = tmp_path / "corpus"
     shutil.copytree(corpus, copy)
     build("quantizer", copy, tmp_path / "run", **cached(tmp_path))
@@ -126,6 +128,25 @@ def test_audio_that_changed_under_a_cache_is_refused(corpus, tmp_path):
     soundfile.write(path, sig[::-1], rate)
     with pytest.raises(ValueError, match="train-clean-100_0"):
         build("quantizer", copy, tmp_path / "again", **cached(tmp_path))
+
+
+def test_bad_audio_of_a_cache_is_listed_by_every_run_and_refused_by_a_strict_one(corpus, tmp_path):
+    copy = tmp_path / "corpus"
+    shutil.copytree(corpus, copy)
+    path = next(copy.rglob("train-clean-100_0.wav"))
+    sig, rate = soundfile.read(path)
+    soundfile.write(path, np.full_like(sig, np.nan), rate, subtype="FLOAT")
+    for name in ("first", "second"):
+        build("quantizer", copy, tmp_path / name, **cached(tmp_path))
+        assert read_bad_files(tmp_path / name / "bad_files.tsv").keys() == {str(path)}
+    with pytest.raises(BadAudioError, match="train-clean-100_0.wav: holds NaN"):
+        build("quantizer", copy, tmp_path / "strict", **cached(tmp_path, on_bad_file="raise"))
+
+
+def test_a_test_alone_fills_no_cache(corpus, tmp_path):
+    words = options("quantizer", corpus, tmp_path / "run", **cached(tmp_path))
+    build_experiment(STAGES["quantizer"][0], [*words, "--test_only"])
+    assert not (tmp_path / "cache").exists()
 
 
 def test_dynamic_batches_train_the_quantizer(corpus, tmp_path):

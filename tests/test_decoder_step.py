@@ -97,6 +97,14 @@ def test_log_mel_loss_is_speechbrains():
     assert torch.equal(ours(sig, other), theirs(sig, other))
 
 
+def test_log_mel_loss_is_float32_under_autocast_too():
+    loss = LogMelLoss(**MEL, n_mels=80, f_min=0.0, f_max=8000.0)
+    rec_sig, ref_sig = torch.randn(2, 2, 7040, generator=torch.Generator().manual_seed(0))
+    expected = loss(rec_sig, ref_sig)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(loss(rec_sig, ref_sig), expected)
+
+
 def test_margins_of_the_discriminators_are_logged(decoder_run):
     for step in steps_of(decoder_run):
         margin = step["score_real"] - step["score_fake"]

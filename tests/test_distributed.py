@@ -57,6 +57,7 @@ def _train(rank: int, port: int, stage: str, corpus: Path, folder: Path) -> None
     weights = fingerprint_of(brain.raw_modules)
     brain.evaluate(test, min_key=brain.selection_key)
     brain.run_log.close()
+    assert train.sampler.seed == brain.hparams.seed
     seen = [fingerprint(brain.encoder), weights, brain.optimizer_step]
     (folder / f"rank{rank}.json").write_text(json.dumps(seen))
     torch.distributed.destroy_process_group()
@@ -76,6 +77,12 @@ def test_two_processes_finish_with_one_encoder_and_one_set_of_weights(stage, cor
     assert set(metrics) == {"train", "valid", "test"}
     # Six utterances in batches of two on two ranks: two steps an epoch.
     assert metrics["train"]["step"] == 4
+    if stage == "quantizer":  # every rank validates all: no token is counted twice
+        frames = sum(
+            -(-entry["num_samples"] // 320)
+            for entry in json.loads((tmp_path / "run/valid.json").read_text()).values()
+        )
+        assert metrics["valid"]["num_tokens"] == frames
 
 
 def _step_once(stage: str, corpus: Path, folder: Path, *, utterances: slice, ranks: int) -> None:
@@ -144,3 +151,15 @@ def test_ranks_share_the_scoring_and_get_all_scores(tmp_path):
     alone.write_csv(tmp_path / "alone.csv")
     texts = {path.read_text() for path in tmp_path.glob("*.csv")}
     assert len(texts) == 1 and len(texts.pop().splitlines()) == 6
+
+
+def _too_few_batches(rank: int, port: int, corpus: Path, folder: Path) -> None:
+    _become(rank, port)
+    words = [*options("quantizer", corpus, folder, batch_seconds=60), "--distributed_backend=gloo"]
+    with pytest.raises(ValueError, match="makes 1 batches of the training set for 2 processes"):
+        build_experiment(STAGES["quantizer"][0], words)
+    torch.distributed.destroy_process_group()
+
+
+def test_fewer_batches_than_ranks_need_are_refused(corpus, tmp_path):
+    _on_two_ranks(_too_few_batches, corpus, tmp_path / "run")

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks.run_comparison import differences
 from recipes.common.checkpoints import AtomicCheckpointer
 from recipes.common.experiment import build_experiment, load_encoder, run_experiment
 from recipes.common.run_log import RunLog
@@ -20,6 +21,22 @@ def test_step_budget_ends_the_run_with_a_validation(corpus, tmp_path):
     )
     assert steps_of(tmp_path / "run")[-1]["step"] == 4
     assert metrics["valid"]["step"] == 4
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_in_the_validation_at_the_budget_it_ends_as_if_it_had_not_been(
+    stage, corpus, tmp_path
+):
+    class Killed(STAGES[stage][0]):
+        def evaluate_terms(self, batch, stage):
+            raise KeyboardInterrupt
+
+    budget = {"optimizer_step_limit": 2, "number_of_epochs": 3}  # of three steps an epoch
+    train(stage, corpus, tmp_path / "whole", **budget)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(Killed, options(stage, corpus, tmp_path / "killed", **budget))
+    train(stage, corpus, tmp_path / "killed", **budget)
+    assert differences(tmp_path / "whole", tmp_path / "killed") == []
 
 
 @pytest.mark.parametrize("stage", STAGES)

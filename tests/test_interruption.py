@@ -14,7 +14,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from recipes.common import interruption
-from recipes.common.interruption import INTERRUPTED, Interrupted, Interruption, spare_worker
+from recipes.common.interruption import (
+    INTERRUPTED,
+    Interrupted,
+    Interruption,
+    leaving_at_once,
+    spare_worker,
+)
 
 # Children are forked from a server that has imported the slow modules once.
 FORK = multiprocessing.get_context("forkserver")
@@ -70,6 +76,21 @@ def test_a_signal_is_noted_once_and_a_second_one_waits(signum):
             child.signal(number)
             child.pipe.send("and now?")
             assert child.hear() == signum.name
+
+
+def prepare_for_ever(pipe):
+    """Do what may be left at any instruction."""
+    with leaving_at_once():
+        pipe.send("begun")
+        time.sleep(600)
+
+
+@BOTH
+def test_before_training_a_signal_ends_the_run_at_once_with_the_status_of_try_again(signum):
+    with closing(Child(prepare_for_ever)) as child:
+        assert child.hear() == "begun"
+        child.signal(signum)
+        assert child.exitcode == INTERRUPTED
 
 
 @BOTH

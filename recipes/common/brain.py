@@ -368,7 +368,8 @@ class CodecBrain(sb.Brain):
             self.run_log.reopen()
 
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
-        if not self._optimizer_step_limit_exceeded:
+        # An epoch that was left at the limit still has to be closed: means, learning rate.
+        if self.step > 0 or not self._optimizer_step_limit_exceeded:
             super()._fit_train(train_set, epoch, enable)
 
     def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
@@ -408,8 +409,7 @@ class CodecBrain(sb.Brain):
 
     def _stop_if_interrupted(self) -> None:
         if self.interruption.agree():
-            name = self.interruption.signal_name or "a signal on another rank"
-            raise Interrupted(name, step=self.optimizer_step)
+            raise Interrupted(self.interruption.signal_name, step=self.optimizer_step)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Begin a stage: empty means (unless an unfinished epoch goes on), fresh metrics, a bar."""

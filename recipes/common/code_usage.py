@@ -52,8 +52,12 @@ class CodeUsage:
         counts = torch.bincount(toks, minlength=self.codebook_size)
         self.counts = self.counts.to(counts.device) + counts
 
-    def summarize(self) -> dict[str, float]:
+    def summarize(self, *, across_ranks: bool = True) -> dict[str, float]:
         """Usage over all ranks; under DDP every rank must call this.
+
+        Parameters
+        ----------
+        across_ranks : False where every rank has seen all tokens, which would count them again.
 
         Returns
         -------
@@ -65,7 +69,7 @@ class CodeUsage:
         ------
         RuntimeError : if no token was appended on any rank.
         """
-        counts = self._global_counts()
+        counts = self._global_counts() if across_ranks else self.counts
         num_tokens = int(counts.sum())
         if num_tokens == 0:
             raise RuntimeError("no token was appended: code usage needs at least one")

@@ -86,6 +86,8 @@ def measure(brain: Any, *, num_steps: int) -> tuple[list[float], int]:
     dataset = brain.loaders[sb.Stage.TRAIN].dataset
     state = _State(brain)
     times = []
+    if brain.device_type == "cuda":  # a feature cache may have been filled before
+        torch.cuda.reset_peak_memory_stats(brain.device)
     for indices in _chosen_batches(brain.loaders[sb.Stage.TRAIN], num_steps):
         batch = collate([dataset[i] for i in indices])
         _wait(brain.device)

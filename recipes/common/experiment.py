@@ -18,6 +18,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml.comments import CommentedMap
 from speechbrain.utils.distributed import ddp_init_group, if_main_process, run_on_main
+from torch.utils.data import DistributedSampler
 
 from focalcodec import hub
 from recipes.common import dataio
@@ -25,7 +26,7 @@ from recipes.common.crops import Crops
 from recipes.common.feature_cache import FeatureCache, build_cache, describe_encoder
 from recipes.common.files import existing_folder, folder_outside
 from recipes.common.fingerprint import fingerprint
-from recipes.common.interruption import Interrupted
+from recipes.common.interruption import Interrupted, leaving_at_once
 from recipes.common.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -62,14 +63,19 @@ class Experiment(NamedTuple):
 def run_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> dict[str, Any]:
     """Parse, prepare, train, evaluate; arguments and errors as in `build_experiment`.
 
-    After SIGTERM or SIGUSR1 the run saves and raises `recipes.common.interruption.Interrupted`,
-    whose exit status is 75.
+    After SIGTERM or SIGUSR1 the run saves, if it has begun to train, and raises
+    `recipes.common.interruption.Interrupted`, whose exit status is 75.
 
     Returns
     -------
     What ``metrics.json`` holds.
     """
-    brain, train, valid, test = build_experiment(brain_class, argv)
+    try:
+        with leaving_at_once():
+            brain, train, valid, test = build_experiment(brain_class, argv)
+    except Interrupted as interrupted:
+        logger.warning("%s", interrupted)
+        raise
     try:
         with brain.interruption:
             brain.fit(brain.hparams.epoch_counter, train, valid)
@@ -123,7 +129,8 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    cache = open_feature_cache(hparams, device=brain.device)
+    # A test reads signals, so it fills no cache.
+    cache = None if brain.test_only else open_feature_cache(hparams, device=brain.device)
     loaders = [make_loader(brain, hparams, stage, cache=cache) for stage in sb.Stage]
     if torch.distributed.is_initialized():
         # What modules draw while they train differs by rank; their first weights do not.
@@ -234,6 +241,7 @@ def open_feature_cache(hparams: dict[str, Any], *, device: str) -> FeatureCache 
     ------
     ValueError : if signals are augmented, so that they are others in every epoch.
     CacheError : as `recipes.common.feature_cache.FeatureCache`.
+    BadAudioError : with ``on_bad_file: raise``, for a file that the cache knows as bad.
     """
     folder = hparams["feature_cache"]
     if folder is None:
@@ -248,7 +256,8 @@ def open_feature_cache(hparams: dict[str, Any], *, device: str) -> FeatureCache 
     for stage in (sb.Stage.TRAIN, sb.Stage.VALID):
         entries |= make_dataset(hparams, stage).data
     key = fingerprint(encoder)
-    build_cache(
+    bad_files = Path(hparams["output_folder"]) / "bad_files.tsv"
+    report = build_cache(
         folder,
         entries,
         encoder=encoder,
@@ -256,9 +265,16 @@ def open_feature_cache(hparams: dict[str, Any], *, device: str) -> FeatureCache 
         dtype=hparams["feature_cache_dtype"],
         device=device,
         on_bad_file=hparams["on_bad_file"],
-        bad_files=Path(hparams["output_folder"]) / "bad_files.tsv",
+        bad_files=bad_files,
         progress=if_main_process(),
     )
+    # Those that another run's build has met, too.
+    for utterance, reason in report.bad.items():
+        error = dataio.BadAudioError(entries[utterance]["wav"], reason)
+        if hparams["on_bad_file"] == "raise":
+            raise error
+        if dataio.record_bad_file(bad_files, error):
+            logger.warning("bad file, not in the feature cache: %s", error)
     return FeatureCache(folder, encoder=describe_encoder(encoder, key))
 
 
@@ -316,13 +332,23 @@ def make_loader(
         kwargs["batch_sampler"] = brain.train_sampler = dataio.bucket_sampler(
             dataset, batch_seconds=hparams["batch_seconds"], seed=hparams["seed"]
         )
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if ranks > 1 and len(brain.train_sampler) <= ranks:
+            raise ValueError(
+                f"batch_seconds {hparams['batch_seconds']:g} makes {len(brain.train_sampler)} "
+                f"batches of the training set for {ranks} processes, each of which needs two or "
+                "more; lower it"
+            )
     else:
         kwargs["batch_size"] = batch_size
         if training:
             kwargs["shuffle"] = hparams["sorting"] == "random"
-    return brain.make_dataloader(
+    loader = brain.make_dataloader(
         dataset, stage, ckpt_prefix="dataloader-" if training else None, **kwargs
     )
+    if training and isinstance(brain.train_sampler, DistributedSampler):
+        brain.train_sampler.seed = hparams["seed"]  # SpeechBrain leaves it at 0
+    return loader
 
 
 def _canonical(node: Any) -> str:

@@ -11,6 +11,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -35,20 +37,21 @@ class Interrupted(SystemExit):
     Parameters
     ----------
     signal_name : what announced the end, such as SIGUSR1; None: another rank knows.
-    step : optimizer steps that are in the checkpoint.
+    step : optimizer steps that are in the checkpoint; None: it came before training went on.
     """
 
-    def __init__(self, signal_name: str | None, *, step: int) -> None:
+    def __init__(self, signal_name: str | None, *, step: int | None) -> None:
         super().__init__(INTERRUPTED)
         self.signal_name = signal_name
         self.step = step
 
     def __str__(self) -> str:
         """Say what happened and how to continue."""
+        saved = f"is saved at step {self.step}" if self.step is not None else "had nothing to save"
         return (
-            f"{self.signal_name or 'a signal to another rank'} arrived; the run is saved at step "
-            f"{self.step} and ends with exit status {INTERRUPTED}: start the same command again, "
-            "and it continues exactly there"
+            f"{self.signal_name or 'a signal to another rank'} arrived; the run {saved} and ends "
+            f"with exit status {INTERRUPTED}: start the same command again, and it continues "
+            "exactly there"
         )
 
 
@@ -122,6 +125,31 @@ class Interruption:
         outer = _interruption_of(self._outer[signum])
         if outer is not None:
             outer._handle(signum, frame)
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Raise `Interrupted` where a signal arrives: for what comes before training.
+
+    Manifests and feature caches may be left at any instruction, and a cache takes hours: without
+    this, a scheduler's warning would kill it with a status that no job script takes for "again".
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            _die_of(signum)
+        raise Interrupted(signal.Signals(signum).name, step=None)
+
+    outer = {signum: signal.signal(signum, leave) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in outer.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
 def spare_worker(worker_id: int) -> None:

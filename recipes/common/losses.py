@@ -1,5 +1,6 @@
 """Log-mel distance, the reconstruction loss of the decoder stage (paper, appendix D.1)."""
 
+import torch
 import torchaudio
 from speechbrain.lobes.models.HifiGAN import dynamic_range_compression
 from torch import Tensor, nn
@@ -51,4 +52,5 @@ class LogMelLoss(nn.Module):
 
     def log_mel(self, sig: Tensor) -> Tensor:
         """(..., T) samples to (..., n_mels, frames), natural logarithm."""
-        return dynamic_range_compression(self.mel(sig))
+        with torch.autocast(sig.device.type, enabled=False):
+            return dynamic_range_compression(self.mel(sig.float()))

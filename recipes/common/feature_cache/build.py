@@ -83,7 +83,7 @@ def build_cache(
     entries : utterances by id, with "wav" and "num_samples" (at the encoder's rate), such as
         ``SigDataset.data``.
     encoder : see `focalcodec.codec.FocalCodec`, with its weights.
-    fingerprint : ``recipes.common.experiment.fingerprint(encoder)``.
+    fingerprint : ``recipes.common.fingerprint.fingerprint(encoder)``.
     dtype : "float16", or "bfloat16" for features beyond 65504.
     device : of the encoder.
     batch_seconds : limit of a padded batch, in seconds; a longer utterance is a batch of its own.

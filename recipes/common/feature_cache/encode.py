@@ -194,7 +194,7 @@ class UnitEncoder:
             wav, peak = self.entries[key]["wav"], feats.abs().max().item()
             raise CacheError(
                 f"features of {wav} reach {peak:g}, beyond what {self.dtype} holds; pass "
-                "--dtype bfloat16 and another folder"
+                "--feature_cache_dtype bfloat16 and another folder"
                 if feats.isfinite().all()
                 else f"features of {wav} are not finite; check encoder_checkpoint"
             )

@@ -64,7 +64,7 @@ def describe_encoder(encoder: nn.Module, fingerprint: str) -> dict[str, Any]:
     Parameters
     ----------
     encoder : see `focalcodec.codec.FocalCodec`.
-    fingerprint : ``recipes.common.experiment.fingerprint(encoder)``.
+    fingerprint : ``recipes.common.fingerprint.fingerprint(encoder)``.
     """
     return {
         "fingerprint": fingerprint,

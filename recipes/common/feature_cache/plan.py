@@ -103,7 +103,8 @@ def check_description(folder: Path, *, encoder: Mapping[str, Any], dtype: str) -
     found = read_description(folder, encoder=encoder)
     if found not in (None, dtype):
         raise CacheError(
-            f"{folder} holds {found} and {dtype} is asked for; pass --dtype {found}, or choose "
+            f"{folder} holds {found} and {dtype} is asked for; pass "
+            f"--feature_cache_dtype {found}, or choose "
             "another folder"
         )
     return found is not None
@@ -123,7 +124,7 @@ def free_bytes(folder: Path) -> int:
 def check_dtype(dtype: str) -> str:
     """Give the dtype's name back; CacheError if it is none that is stored."""
     if dtype not in DTYPES:
-        raise CacheError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
+        raise CacheError(f"feature_cache_dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
     return dtype
 
 
