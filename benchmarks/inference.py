@@ -13,8 +13,6 @@ With one, the plain side is left out. Without ``--audio`` the signal is syntheti
 """
 
 import argparse
-import os
-import platform
 import statistics
 import sys
 import time
@@ -26,60 +24,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.subjects import load_codec, speech
+from benchmarks.measuring import machine, measure, wait
+from benchmarks.subjects import load_codec, plain_encoder, speech, synthetic
 from focalcodec import FocalCodec
 from focalcodec.masking import num_valid
-from focalcodec.wavlm import WavLM, state_dict_from_transformers
 
 DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16")}
 SHORTEST = 0.4  # row of a batch of unequal lengths, as a fraction of the longest
 Run = Callable[[], Tensor]
-
-
-def plain_encoder(encoder: WavLM) -> nn.Module:
-    """Make transformers' model of the same sizes and give ``encoder`` its random weights."""
-    from transformers import WavLMConfig, WavLMModel
-
-    torch.manual_seed(0)
-    model = WavLMModel(
-        WavLMConfig(
-            hidden_size=encoder.dim,
-            intermediate_size=encoder.ffn_dim,
-            num_attention_heads=encoder.num_heads,
-            num_hidden_layers=encoder.num_layers,
-            num_buckets=encoder.num_buckets,
-            max_bucket_distance=encoder.max_distance,
-            num_conv_pos_embeddings=encoder.conv_pos,
-            num_conv_pos_embedding_groups=encoder.conv_pos_groups,
-            conv_dim=encoder.hidden_dims,
-            conv_kernel=encoder.kernel_sizes,
-            conv_stride=encoder.strides,
-            feat_extract_norm="layer",
-            do_stable_layer_norm=True,
-        )
-    )
-    state = state_dict_from_transformers(model.state_dict(), encoder.num_layers)
-    encoder.load_state_dict(state)
-    model.encoder.layer_norm = nn.Identity()  # the codec has none behind the last layer
-    return model.to(next(encoder.parameters()).device).eval().requires_grad_(False)
-
-
-def measure(runs: dict[str, Run], *, repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each run; one round warms up, then all alternate."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + 1):
-        for name, run in runs.items():
-            _wait(device)
-            start = time.perf_counter()
-            run()
-            _wait(device)
-            times[name].append(time.perf_counter() - start)
-    return {name: values[1:] for name, values in times.items()}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def compare_sides(
@@ -197,7 +149,7 @@ def compare_compiled(codec: FocalCodec, sig: Tensor, *, repeats: int) -> None:
     for size in (sig.shape[1], int(0.8 * sig.shape[1]), int(0.7 * sig.shape[1])):
         start = time.perf_counter()
         codec.toks_to_sig(codec.sig_to_toks(sig[:, :size]))
-        _wait(sig.device)
+        wait(sig.device)
         firsts.append(time.perf_counter() - start)
     compiled = measure(runs, repeats=repeats, device=sig.device)
     for side, times in (("eager", eager), ("compiled", compiled)):
@@ -224,32 +176,10 @@ def _within(context: torch.autocast | nullcontext, run: Run) -> Run:
     return inside
 
 
-def synthetic(*, sample_rate: int, num_samples: int) -> Tensor:
-    """(T,) harmonics of a gliding pitch, in bursts, with noise; for trials without speech."""
-    generator = torch.Generator().manual_seed(0)
-    time_s = torch.arange(num_samples, dtype=torch.float64) / sample_rate
-    pitch_hz = 140 + 50 * torch.sin(2.1 * time_s) + 15 * torch.sin(13 * time_s)
-    phase = 2 * torch.pi * pitch_hz.cumsum(0) / sample_rate
-    voiced = sum(torch.sin(k * phase) / k for k in range(1, 25))
-    bursts = torch.sin(2 * torch.pi * 2 * time_s).clamp(min=0)
-    noise = torch.randn(num_samples, generator=generator, dtype=torch.float64)
-    return (0.1 * bursts * voiced + 0.01 * noise).float()
-
-
 def _signal(audio: Path | None, *, sample_rate: int, num_samples: int) -> Tensor:
     if audio is None:
         return synthetic(sample_rate=sample_rate, num_samples=num_samples)
     return torch.cat(list(speech(audio, sample_rate=sample_rate, num_samples=num_samples)))
-
-
-def _machine(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores{load}"
 
 
 def main(argv: list[str]) -> int:
@@ -276,7 +206,7 @@ def main(argv: list[str]) -> int:
     )
     sig = sig.view(-1, size).to(arguments.device)
     print(
-        f"{_machine(arguments.device)}; {arguments.threads} thread(s), PyTorch "
+        f"{machine(arguments.device)}; {arguments.threads} thread(s), PyTorch "
         f"{torch.__version__}\n{arguments.seconds:g} s of "
         f"{'speech' if arguments.audio else 'a synthetic signal, which is no speech,'} a row; "
         f"{arguments.checkpoint or 'random weights (flips are not those of a trained codec)'}\n"

@@ -2,45 +2,39 @@
 
     python -m benchmarks.stage_memory --batch 16 --seconds 16
 
-On a CUDA device the peak of one real step at that batch size is measured. On a CPU one real step is
-run at two small batch sizes, each in a process of its own, and the peak is continued linearly to
-the batch size asked for: activations grow with the batch, weights and optimizer states do not. That
-is computed, not measured, and marked so in the output.
+On a CUDA device the peak of a run's second step at that batch size is measured. On a CPU the same
+is done at two small batch sizes, each in a process of its own, and the peak is continued linearly
+to the batch size asked for: activations grow with the batch, weights and optimizer states do not.
+That is computed, not measured, and marked so in the output.
 """
 
 import argparse
-import multiprocessing
-import resource
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
+
+from benchmarks.measuring import held_bytes, in_child, machine, peak_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = {"decoder": "vocos.yaml", "quantizer": "bsq.yaml"}
 SMALL = (1, 3)  # batch sizes of the runs on a CPU
 
 
-class Batch(SimpleNamespace):
-    """Utterances of noise, as the loaders would give them."""
-
-    def to(self, device: str) -> "Batch":
-        """Move the signals."""
-        return Batch(id=self.id, sig=tuple(part.to(device) for part in self.sig))
-
-
-def peak_of_step(stage: str, batch: int, seconds: float, device: str) -> int:
+def peak_of_step(stage: str, rows: int, seconds: float, device: str) -> int:
     """Bytes at the peak of one training step, without what the interpreter and libraries take."""
+    import speechbrain as sb
     from hyperpyyaml import load_hyperpyyaml
 
+    from recipes.common.crops import Crops
+    from recipes.common.dataio import collate
     from train_decoder import DecoderBrain
     from train_quantizer import QuantizerBrain
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    held = 0 if device.startswith("cuda") else held_bytes()
     with tempfile.TemporaryDirectory() as folder:
-        overrides = f"data_folder: none\noutput_folder: {folder}\n"
+        overrides = f"data_folder: none\noutput_folder: {folder}\ncost_steps: 0\n"
         with open(ROOT / "hparams" / STAGES[stage], encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file, overrides)
         brain_class = {"decoder": DecoderBrain, "quantizer": QuantizerBrain}[stage]
@@ -51,27 +45,19 @@ def peak_of_step(stage: str, batch: int, seconds: float, device: str) -> int:
             run_opts={"device": device, "noprogressbar": True},
             checkpointer=hparams["checkpointer"],
         )
-        brain.num_batches = {brain_stage: 1 for brain_stage in _stages()}
+        num_samples = round(seconds * brain.encoder.sample_rate)
+        crops = Crops(hparams.get("segment_frames", 1), hop_length=brain.encoder.hop_length)
+        item = {"num_samples": num_samples, "sig": 0.1 * torch.randn(num_samples)}
+        item["frames"] = crops.frames("", total=-(-num_samples // crops.hop_length))
+        brain.loaders = {sb.Stage.TRAIN: [collate([item | {"id": str(i)} for i in range(rows)])]}
         brain.on_fit_start()
         brain.modules.train()
         brain.step = 1
-        sig = 0.1 * torch.randn(batch, round(seconds * brain.encoder.sample_rate))
-        brain.fit_batch(Batch(id=[str(i) for i in range(batch)], sig=(sig, torch.ones(batch))))
+        batch = brain.loaders[sb.Stage.TRAIN][0]
+        brain.fit_batch(batch)  # makes the optimizer's moments
+        peak = peak_bytes(lambda: brain.fit_batch(batch), device=torch.device(device))
         brain.run_log.close()
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-
-
-def _stages() -> list:
-    import speechbrain as sb
-
-    return list(sb.Stage)
-
-
-def _in_child(*arguments: object) -> int:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(peak_of_step, arguments)
+    return peak - held
 
 
 def main(argv: list[str]) -> int:
@@ -84,10 +70,14 @@ def main(argv: list[str]) -> int:
     print(f"{'stage':12}{'GiB at batch ' + str(arguments.batch):>20}  how")
     for stage in STAGES:
         if arguments.device.startswith("cuda"):
-            peak = _in_child(stage, arguments.batch, arguments.seconds, arguments.device)
-            how = f"measured on {torch.cuda.get_device_name()}"
+            peak = in_child(
+                peak_of_step, stage, arguments.batch, arguments.seconds, arguments.device
+            )
+            how = f"measured on {machine(arguments.device)}"
         else:
-            low, high = (_in_child(stage, size, arguments.seconds, "cpu") for size in SMALL)
+            low, high = (
+                in_child(peak_of_step, stage, size, arguments.seconds, "cpu") for size in SMALL
+            )
             slope = (high - low) / (SMALL[1] - SMALL[0])
             peak = low + slope * (arguments.batch - SMALL[0])
             how = (

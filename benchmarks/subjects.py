@@ -1,18 +1,23 @@
-"""What inference is measured on: a codec and speech."""
+"""What the benchmarks measure on: a codec, transformers' encoder, speech."""
 
+import random
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import soundfile
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from focalcodec import FocalCodec
 from focalcodec.focalnet import Compressor, Decompressor, FocalBlock, Snake
 from focalcodec.quantizers import BinarySphericalQuantizer
 from focalcodec.vocos import Vocos
-from focalcodec.wavlm import WavLM
+from focalcodec.wavlm import WavLM, state_dict_from_transformers
+
+SAMPLE_RATE = 16000  # Hz, of utterances
+Entries = dict[str, dict[str, Any]]  # utterances as `recipes.common.dataio.SigDataset` wants them
 
 
 def load_codec(checkpoint: str | None) -> FocalCodec:
@@ -52,3 +57,79 @@ def speech(folder: Path, *, sample_rate: int, num_samples: int) -> Iterator[Tens
         left -= min(len(sig), left)
         if left == 0:
             return
+
+
+def plain_encoder(encoder: WavLM) -> nn.Module:
+    """Make transformers' model of the same sizes and give ``encoder`` its random weights."""
+    from transformers import WavLMConfig, WavLMModel
+
+    torch.manual_seed(0)
+    model = WavLMModel(
+        WavLMConfig(
+            hidden_size=encoder.dim,
+            intermediate_size=encoder.ffn_dim,
+            num_attention_heads=encoder.num_heads,
+            num_hidden_layers=encoder.num_layers,
+            num_buckets=encoder.num_buckets,
+            max_bucket_distance=encoder.max_distance,
+            num_conv_pos_embeddings=encoder.conv_pos,
+            num_conv_pos_embedding_groups=encoder.conv_pos_groups,
+            conv_dim=encoder.hidden_dims,
+            conv_kernel=encoder.kernel_sizes,
+            conv_stride=encoder.strides,
+            feat_extract_norm="layer",
+            do_stable_layer_norm=True,
+        )
+    )
+    state = state_dict_from_transformers(model.state_dict(), encoder.num_layers)
+    encoder.load_state_dict(state)
+    model.encoder.layer_norm = nn.Identity()  # the codec has none behind the last layer
+    return model.to(next(encoder.parameters()).device).eval().requires_grad_(False)
+
+
+def synthetic(*, sample_rate: int, num_samples: int) -> Tensor:
+    """(T,) harmonics of a gliding pitch, in bursts, with noise; for trials without speech."""
+    generator = torch.Generator().manual_seed(0)
+    time_s = torch.arange(num_samples, dtype=torch.float64) / sample_rate
+    pitch_hz = 140 + 50 * torch.sin(2.1 * time_s) + 15 * torch.sin(13 * time_s)
+    phase = 2 * torch.pi * pitch_hz.cumsum(0) / sample_rate
+    voiced = sum(torch.sin(k * phase) / k for k in range(1, 25))
+    bursts = torch.sin(2 * torch.pi * 2 * time_s).clamp(min=0)
+    noise = torch.randn(num_samples, generator=generator, dtype=torch.float64)
+    return (0.1 * bursts * voiced + 0.01 * noise).float()
+
+
+def synthetic_utterances(folder: Path, *, sizes: list[int]) -> Entries:
+    """Write wav files of so many samples each, pieces of one synthetic signal."""
+    sig = synthetic(sample_rate=SAMPLE_RATE, num_samples=sum(sizes))
+    entries = {}
+    for index, part in enumerate(sig.split(sizes)):
+        path = folder / f"utterance{index:03d}.wav"
+        soundfile.write(path, part.numpy(), SAMPLE_RATE)
+        entries[path.stem] = {"wav": str(path), "num_samples": len(part)}
+    return entries
+
+
+def drawn_utterances(
+    audio: Path, *, number: int, limits: tuple[int, int], source: random.Random
+) -> Entries:
+    """Draw utterances of a folder whose samples are within the limits.
+
+    Raises
+    ------
+    ValueError : if a file is not at 16 kHz, or there are too few.
+    """
+    entries = {}
+    for path in sorted(path for path in audio.rglob("*") if path.suffix in (".flac", ".wav")):
+        header = soundfile.info(path)
+        if header.samplerate != SAMPLE_RATE:
+            raise ValueError(f"{path} must be at {SAMPLE_RATE} Hz, got {header.samplerate} Hz")
+        if limits[0] <= header.frames <= limits[1]:
+            name = path.relative_to(audio).as_posix()
+            entries[name] = {"wav": str(path), "num_samples": header.frames}
+    if len(entries) < number:
+        raise ValueError(
+            f"{audio} holds {len(entries)} .flac or .wav files within --min-seconds and "
+            f"--max-seconds, and --batch needs {number}"
+        )
+    return {name: entries[name] for name in source.sample(sorted(entries), number)}

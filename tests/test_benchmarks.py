@@ -5,13 +5,9 @@ import re
 import pytest
 import torch
 
-from benchmarks.inference import (
-    compare_precisions,
-    compare_sides,
-    measure,
-    plain_encoder,
-    synthetic,
-)
+from benchmarks.inference import compare_precisions, compare_sides
+from benchmarks.measuring import measure
+from benchmarks.subjects import plain_encoder, synthetic
 
 
 @pytest.fixture
