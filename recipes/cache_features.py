@@ -31,6 +31,7 @@ from recipes.common.experiment import (
     load_encoder,
     parse_command_line,
     prepare_data,
+    refuse_augmented,
 )
 from recipes.common.feature_cache import FeatureCache
 from recipes.common.feature_cache.build import build_cache
@@ -103,6 +104,7 @@ def load_source(options: argparse.Namespace, words: Sequence[str], *, prepare: b
     prepare : write the manifests; without, they are there already.
     """
     param_file, hparams, overrides = _hparams(words)
+    refuse_augmented(hparams)
     dtype = check_dtype(hparams["feature_cache_dtype"])
     folder = options.feature_cache / "manifests" / config_hash(param_file, overrides)
     if prepare:

@@ -65,6 +65,14 @@ def cached(corpus, tmp_path_factory, request):
     return folder
 
 
+def test_augmented_signals_are_refused(root, corpus, tmp_path, capsys):
+    block = tmp_path / "louder.yaml"
+    block.write_text("!name:tests.test_cached_training.louder\n")
+    assert main(command(root, corpus, tmp_path / "cache", augment=f"!include:{block}")) == 1
+    assert "but augment changes them at every reading" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
 def test_it_caches_train_and_valid_and_touches_neither_data_nor_output(
     root, corpus, tmp_path, monkeypatch, caplog, capsys
 ):

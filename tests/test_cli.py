@@ -77,6 +77,51 @@ def lengths(folder):
 # What comes out
 
 
+def test_a_hub_id_is_taken_from_the_given_cache_at_the_given_revision(
+    folder, tmp_path, monkeypatch
+):
+    """The folder is in the cache as commit 1, a later one with other weights as branch main."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repo = tmp_path / "hub" / "models--someone--codec"
+    codec = FocalCodec.from_pretrained(folder)
+    for commit in ("1", "0"):
+        codec.save_pretrained(repo / "snapshots" / (commit * 40))
+        codec.compressor.out_proj.bias.add_(10.0)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0" * 40)
+    write_noise(Path("in.wav"), num_samples=16001)
+    options = "--checkpoint", "someone/codec", "--cache-dir", tmp_path / "hub"
+    run("encode", "in.wav", "here.focal")
+    run("encode", "in.wav", "pinned.focal", *options, "--revision", "1" * 40)
+    run("encode", "in.wav", "main.focal", *options)
+    here, pinned, main_toks = (
+        read_focal(f"{name}.focal")[1] for name in ("here", "pinned", "main")
+    )
+    assert torch.equal(pinned, here) and not torch.equal(main_toks, here)
+    _, errors = run("encode", "in.wav", "no.focal", *options, "--revision", "2" * 40, status=1)
+    assert len(errors) == 1 and "someone/codec" in errors[0] and not Path("no.focal").exists()
+
+
+def test_a_compiled_codec_gives_the_same_files(folder, monkeypatch):
+    """With the graph capture of a real compilation and no code generation, which takes minutes."""
+    compiled = []
+
+    def compile_part(part, **options):
+        compiled.append(type(part).__name__)
+        torch_compile(part, backend="aot_eager", **options)
+
+    torch_compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_part)
+    write_noise(Path("in.wav"), num_samples=16001)
+    for name, options in {"eager": (), "compiled": ("--compile",)}.items():
+        run("encode", "in.wav", f"{name}.focal", *options)
+        run("decode", "eager.focal", f"{name}.wav", *options)
+    assert compiled == ["LogMel", "Compressor", "Decompressor", "Vocos"] * 2
+    assert torch.equal(read_focal("eager.focal")[1], read_focal("compiled.focal")[1])
+    difference = load(Path("eager.wav")) - load(Path("compiled.wav"))
+    assert difference.abs().max() <= PCM_16
+
+
 def test_module_runs_as_it_always_did(folder, root, tmp_path):
     source = write_noise(tmp_path / "in.wav", num_samples=16001)
     target = tmp_path / "out.wav"

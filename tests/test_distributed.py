@@ -50,11 +50,15 @@ def _train(rank: int, port: int, stage: str, corpus: Path, folder: Path) -> None
     _become(rank, port)
     torch.manual_seed(rank)  # an encoder that only one rank loads would differ
     encoder = {"encoder": f"!include:{folder / 'wavlm.yaml'}", "encoder_checkpoint": "random"}
-    arguments = options(stage, corpus, folder / "run", number_of_epochs=2, **encoder)
+    average = {"ema_decay": 0.9} if stage == "decoder" else {}
+    arguments = options(stage, corpus, folder / "run", number_of_epochs=2, **encoder, **average)
     arguments.append("--distributed_backend=gloo")
     brain, train, valid, test = build_experiment(STAGES[stage][0], arguments)
     brain.fit(brain.hparams.epoch_counter, train, valid)
-    weights = fingerprint_of(brain.raw_modules)
+    weights = [fingerprint_of(brain.raw_modules)]
+    if average:
+        weights.append(fingerprint_of(brain.average.module))
+        assert len(set(weights)) == 2
     brain.evaluate(test, min_key=brain.selection_key)
     brain.run_log.close()
     assert train.sampler.seed == brain.hparams.seed
@@ -63,7 +67,7 @@ def _train(rank: int, port: int, stage: str, corpus: Path, folder: Path) -> None
     torch.distributed.destroy_process_group()
 
 
-def fingerprint_of(modules: torch.nn.ModuleDict) -> float:
+def fingerprint_of(modules: torch.nn.Module) -> float:
     return sum(float(value.detach().double().abs().sum()) for value in modules.parameters())
 
 

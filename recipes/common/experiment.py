@@ -246,11 +246,7 @@ def open_feature_cache(hparams: dict[str, Any], *, device: str) -> FeatureCache 
     folder = hparams["feature_cache"]
     if folder is None:
         return None
-    if hparams["augment"] is not None:
-        raise ValueError(
-            "feature_cache holds the features of the signals as they are on the disk, but augment "
-            "changes them at every reading; set one of both to null"
-        )
+    refuse_augmented(hparams)
     encoder = hparams["encoder"]
     entries = {}
     for stage in (sb.Stage.TRAIN, sb.Stage.VALID):
@@ -276,6 +272,15 @@ def open_feature_cache(hparams: dict[str, Any], *, device: str) -> FeatureCache 
         if dataio.record_bad_file(bad_files, error):
             logger.warning("bad file, not in the feature cache: %s", error)
     return FeatureCache(folder, encoder=describe_encoder(encoder, key))
+
+
+def refuse_augmented(hparams: dict[str, Any]) -> None:
+    """Raise ValueError if signals are augmented, so that no features of theirs can be kept."""
+    if hparams["augment"] is not None:
+        raise ValueError(
+            "feature_cache holds the features of the signals as they are on the disk, but augment "
+            "changes them at every reading; set one of both to null"
+        )
 
 
 def make_dataset(hparams: dict[str, Any], stage: sb.Stage, **options: Any) -> dataio.SigDataset:

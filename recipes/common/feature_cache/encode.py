@@ -182,7 +182,8 @@ class UnitEncoder:
         except torch.OutOfMemoryError as error:
             raise CacheError(
                 f"a batch of {len(sigs)} utterances, {sig.numel() / self.encoder.sample_rate:.0f} "
-                f"s with padding, does not fit on {self.device}; pass a lower --batch_seconds"
+                f"s with padding, does not fit on {self.device}; run python -m "
+                "recipes.cache_features with a --batch_seconds lower than that"
             ) from error
         for key, row, num_frames in zip(audio, feats, mask.sum(1).tolist(), strict=True):
             yield self._to_bytes(row[:num_frames], key)
