@@ -1,7 +1,7 @@
 """What the benchmarks measure on: a codec, transformers' encoder, speech."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -133,3 +133,47 @@ def drawn_utterances(
             f"--max-seconds, and --batch needs {number}"
         )
     return {name: entries[name] for name in source.sample(sorted(entries), number)}
+
+
+def rather_long(entries: Entries, *, part: int) -> Entries:
+    """Pick one of every ``part`` utterances of neighbouring lengths: the one above the middle."""
+    return {key: entries[key] for key in _by_length(entries)[part // 2 :: part]}
+
+
+def similar_lengths(batches: Sequence[Entries]) -> list[Entries]:
+    """Sort the utterances of all batches into as many, or fewer, of similar lengths.
+
+    With padding, none has more samples than needed for that number.
+    """
+    entries = {key: entry for batch in batches for key, entry in batch.items()}
+    ids = _by_length(entries)
+    sizes = [entries[key]["num_samples"] for key in ids]
+    limits = {size * number for size in sizes for number in range(1, len(sizes) + 1)}
+    for limit in sorted(limit for limit in limits if limit >= sizes[-1]):
+        groups: list[Entries] = []
+        for key, size in zip(ids, sizes, strict=True):
+            if not groups or (len(groups[-1]) + 1) * size > limit:
+                groups.append({})
+            groups[-1][key] = entries[key]
+        if len(groups) <= len(batches):
+            return groups
+    raise AssertionError("one batch for all is always found")
+
+
+def _by_length(entries: Entries) -> list[str]:
+    return sorted(entries, key=lambda key: entries[key]["num_samples"])
+
+
+def padded_samples(entries: Entries) -> int:
+    """Count a batch's samples with its padding."""
+    return len(entries) * max(entry["num_samples"] for entry in entries.values())
+
+
+def describe(batches: Sequence[Entries]) -> str:
+    """Say how long the utterances are, and how much padding they get."""
+    sizes = [entry["num_samples"] / SAMPLE_RATE for batch in batches for entry in batch.values()]
+    padding = 1 - sum(sizes) * SAMPLE_RATE / sum(map(padded_samples, batches))
+    return (
+        f"{len(sizes)} x {min(sizes):.1f} to {max(sizes):.1f} s ({sum(sizes):.1f} s) in "
+        f"{len(batches)} batches, {100 * padding:.0f} % padding"
+    )

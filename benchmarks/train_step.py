@@ -46,8 +46,12 @@ from benchmarks.published_steps import (
 from benchmarks.subjects import (
     SAMPLE_RATE,
     Entries,
+    describe,
     drawn_utterances,
+    padded_samples,
     plain_encoder,
+    rather_long,
+    similar_lengths,
     synthetic_utterances,
 )
 from recipes.common.crops import Crops
@@ -253,7 +257,7 @@ def make_step(setting: Setting, *, published: bool) -> PublishedStep | OurStep:
 def entries_of(setting: Setting, variant: Variant) -> Sequence[Entries]:
     """Utterances of a side's batches."""
     if variant.crops > 1:
-        return [quarter(entries) for entries in setting.batches]
+        return [rather_long(entries, part=GROUP) for entries in setting.batches]
     return similar_lengths(setting.batches) if variant.sorted else setting.batches
 
 
@@ -286,40 +290,6 @@ def _load(dataset: SigDataset) -> PaddedBatch:
 
 def _same(batch: PaddedBatch) -> PaddedBatch:
     return batch
-
-
-def quarter(entries: Entries) -> Entries:
-    """Every fourth utterance by length, from the third on: rather long for a quarter."""
-    return {key: entries[key] for key in _by_length(entries)[GROUP // 2 :: GROUP]}
-
-
-def similar_lengths(batches: Sequence[Entries]) -> list[Entries]:
-    """Sort the utterances of all batches into as many, or fewer, of similar lengths.
-
-    With padding, none has more samples than needed for that number.
-    """
-    entries = {key: entry for batch in batches for key, entry in batch.items()}
-    ids = _by_length(entries)
-    sizes = [entries[key]["num_samples"] for key in ids]
-    limits = {size * number for size in sizes for number in range(1, len(sizes) + 1)}
-    for limit in sorted(limit for limit in limits if limit >= sizes[-1]):
-        groups: list[Entries] = []
-        for key, size in zip(ids, sizes, strict=True):
-            if not groups or (len(groups[-1]) + 1) * size > limit:
-                groups.append({})
-            groups[-1][key] = entries[key]
-        if len(groups) <= len(batches):
-            return groups
-    raise AssertionError("one batch for all is always found")
-
-
-def _by_length(entries: Entries) -> list[str]:
-    return sorted(entries, key=lambda key: entries[key]["num_samples"])
-
-
-def padded_samples(entries: Entries) -> int:
-    """Count a batch's samples with its padding."""
-    return len(entries) * max(entry["num_samples"] for entry in entries.values())
 
 
 def write_cache(setting: Setting) -> None:
@@ -417,7 +387,7 @@ def compare(setting: Setting, *, repeats: int, with_memory: bool) -> list[Row]:
     print(f"\n{setting.stage}")
     for name, variant in variants.items():
         if variant.published or not variant.same_batch:
-            print(f"{name}: {_describe(entries_of(setting, variant))}")
+            print(f"{name}: {describe(entries_of(setting, variant))}")
     print(table(rows))
     print(f"encoder: {100 * share:.0f} % of the published step", flush=True)
     return rows
@@ -468,15 +438,6 @@ def _batches(arguments: argparse.Namespace, folder: Path) -> list[Entries]:
         {key: entries[key] for key in ids[first : first + arguments.batch]}
         for first in range(0, number, arguments.batch)
     ]
-
-
-def _describe(batches: Sequence[Entries]) -> str:
-    sizes = [entry["num_samples"] / SAMPLE_RATE for batch in batches for entry in batch.values()]
-    padding = 1 - sum(sizes) * SAMPLE_RATE / sum(map(padded_samples, batches))
-    return (
-        f"{len(sizes)} x {min(sizes):.1f} to {max(sizes):.1f} s ({sum(sizes):.1f} s) in "
-        f"{len(batches)} batches, {100 * padding:.0f} % padding"
-    )
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

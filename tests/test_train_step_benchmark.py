@@ -13,17 +13,20 @@ import torch
 
 from benchmarks.measuring import in_child
 from benchmarks.published_steps import settle_spectral_norms, speechbrain_discriminator
-from benchmarks.subjects import drawn_utterances, synthetic_utterances
+from benchmarks.subjects import (
+    drawn_utterances,
+    padded_samples,
+    rather_long,
+    similar_lengths,
+    synthetic_utterances,
+)
 from benchmarks.train_step import (
     VARIANTS,
     Row,
     Setting,
     Trial,
     main,
-    padded_samples,
     peak_of_step,
-    quarter,
-    similar_lengths,
     table,
 )
 from recipes.common.discriminators import MultiPeriodMultiScaleDiscriminator
@@ -153,9 +156,9 @@ def test_utterances_are_drawn_within_the_limits(tmp_path):
         drawn_utterances(tmp_path, number=1, limits=(0, 25000), source=random.Random(0))
 
 
-def test_a_quarter_is_rather_long():
+def test_a_part_of_the_utterances_is_rather_long():
     entries = {f"{size}": {"num_samples": size} for size in (8, 3, 5, 1, 2, 7, 6, 4)}
-    assert sorted(quarter(entries)) == ["3", "7"]
+    assert sorted(rather_long(entries, part=4)) == ["3", "7"]
 
 
 def test_batches_of_similar_lengths_have_the_same_utterances_and_little_padding():
