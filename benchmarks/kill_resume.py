@@ -3,12 +3,17 @@
     python -m benchmarks.kill_resume --stage decoder --kills 20
     python -m benchmarks.kill_resume --stage quantizer --kills 20 --at write --ranks 2
 
-A tiny corpus is made, and the stage's real command is run on it from its YAML without interruption,
+A tiny corpus is made, in which a file for training and one for validation turn out to be broken
+when they are loaded, and the stage's real command is run on it from its YAML without interruption,
 twice: two such runs must agree. Then every trial starts the command in a fresh folder, kills it one
 to three times, each time with all processes that it has started, and starts the same command again
 until it ends. What the run leaves behind is compared with the uninterrupted run's: every tensor of
 every checkpoint bitwise, logs and tables as text, audio as bytes, TensorBoard's curves point by
 point, and that no other file is there.
+
+A run that is over before its next kill is due gets no more kills. A trial that ended without any is
+drawn and made again, a few times; the last line says how many kills there were. A start that fails
+before its kill is due fails the trial.
 
 ``--at instant`` kills at a random time between the start and the uninterrupted run's duration,
 ``--at write`` immediately before a random one of the run's file operations (opening a file for
@@ -32,6 +37,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import soundfile
 import yaml
 
 from benchmarks.run_comparison import differences, different_files
@@ -48,6 +54,7 @@ SIGNALS = {name: getattr(signal, f"SIG{name}") for name in ("KILL", "TERM", "USR
 
 _MARK = "KILL_RESUME_TRIAL"  # environment variable that all processes of a run inherit
 _NUM_SHOWN = 12  # differences of one trial
+_NUM_DRAWS = 5  # of the kills of one trial, until one of them comes before the run's end
 
 DECODER = """# Vocos at toy size.
 !name:focalcodec.vocos.Vocos
@@ -136,20 +143,40 @@ class Death(NamedTuple):
         return f"killed at {self.seconds:.1f} s in {self.phase}{end}, {start}"
 
 
+class Outcome(NamedTuple):
+    """What became of a trial: whether it is exact, how many kills it had, the line that says so."""
+
+    exact: bool
+    kills: int
+    line: str
+
+
 def prepare(setting: Setting) -> None:
     """Make the inputs: corpus, toy blocks, and a decoder for the quantizer stage to listen with."""
-    synthetic.generate(setting.inputs / "corpus", speakers=7, heldout_speakers=2, utterances=2)
+    corpus = setting.inputs / "corpus"
+    synthetic.generate(corpus, speakers=7, heldout_speakers=2, utterances=2)
+    for split in ("train-clean-100", "dev-clean"):
+        break_first_file(corpus / split)
     (setting.inputs / "decoder.yaml").write_text(DECODER, encoding="utf-8")
     if setting.stage == "quantizer" and setting.listens:
         decoder = Setting("decoder", setting.inputs, epochs=1)
         finish(decoder, setting.inputs / "listening")
 
 
+def break_first_file(split: Path) -> None:
+    """Put half of a FLAC file in place of the first wav file; its header promises the whole."""
+    path = min(split.rglob("*.wav"))
+    broken = path.with_suffix(".flac")
+    soundfile.write(broken, *soundfile.read(path, dtype="int16"))
+    os.truncate(broken, broken.stat().st_size // 2)
+    path.unlink()
+
+
 def command(setting: Setting, trial: Path) -> list[str]:
     """Words of the stage's command, with ``trial/run`` as its run folder.
 
-    14 utterances of training in batches of 2: 7 batches an epoch on one rank, so that the last
-    accumulation group is shorter.
+    14 utterances of training in batches of 2, or without the broken one 13: 7 batches an epoch on
+    one rank, so that the last accumulation group is shorter.
     """
     script, hparams = SCRIPTS[setting.stage]
     values = {
@@ -214,7 +241,7 @@ def resume_until_done(setting: Setting, trial: Path, kills: Sequence[Kill]) -> l
 
     Raises
     ------
-    RuntimeError : if it fails, or if a signal other than SIGKILL makes it fail.
+    RuntimeError : if it fails by itself, or if a signal other than SIGKILL makes it fail.
     TimeoutError : if it does not end.
     """
     deaths: list[Death] = []
@@ -228,13 +255,30 @@ def resume_until_done(setting: Setting, trial: Path, kills: Sequence[Kill]) -> l
         if status == 0:
             break
         # A launcher has an exit status of its own for all that happens to its processes.
-        if kill is None or (status > 0 and status != INTERRUPTED and setting.ranks == 1):
+        stopped = status < 0 or status == INTERRUPTED or setting.ranks > 1
+        if not (run.signalled and stopped):
+            when = "" if kill is None or run.signalled else f", before its kill at {kill.at}"
             raise RuntimeError(
-                f"exit status {status} after {[*map(str, deaths)]}:\n{run.printed()[-4000:]}"
+                f"exit status {status}{when}, after {[*map(str, deaths)]}:\n{run.printed()[-4000:]}"
             )
         phase = run.phase(since=started)
         deaths.append(Death(time.monotonic() - began, phase, status, next_step(trial / "run")))
     return deaths
+
+
+def resume_killed(setting: Setting, trial: Path, draws: Sequence[Sequence[Kill]]) -> list[Death]:
+    """Do `resume_until_done` with the first of several draws of kills of which one is delivered.
+
+    Raises
+    ------
+    RuntimeError : if none is, or as `resume_until_done`.
+    TimeoutError : as `resume_until_done`.
+    """
+    for kills in draws:
+        if deaths := resume_until_done(setting, trial, kills):
+            return deaths
+        shutil.rmtree(trial)
+    raise RuntimeError(f"no kill was delivered: {len(draws)} runs ended before their first one")
 
 
 class Run:
@@ -251,6 +295,7 @@ class Run:
         self.trial = trial
         self.command = command(setting, trial)
         self._operation = kill.at if kill is not None and isinstance(kill.at, str) else ""
+        self._sent = False
         hook = trial / "hook"
         hook.mkdir(parents=True, exist_ok=True)
         (hook / "sitecustomize.py").write_text(HOOK, encoding="utf-8")
@@ -298,16 +343,19 @@ class Run:
             self._kill_all()
         return self._process.returncode
 
+    @property
+    def signalled(self) -> bool:
+        """Whether the signal of its kill was sent while it lived."""
+        return self._sent or self._fatal_operation() is not None
+
     def printed(self) -> str:
         """Read what all starts of this trial have printed."""
         return (self.trial / "printed.txt").read_text(encoding="utf-8", errors="replace")
 
     def phase(self, *, since: float) -> str:
         """Say what the run was last seen doing, by its newest file since a time stamp."""
-        if self._operation:
-            number, _, text = self._operation.partition(" ")
-            matching = [line for line in operations(self.trial) if text in line]
-            return f"before {matching[int(number) - 1]}"
+        if operation := self._fatal_operation():
+            return f"before {operation}"
         run = self.trial / "run"
         if any(run.glob("save/tmp-*")):
             return "saving"
@@ -318,10 +366,19 @@ class Run:
         lines = (run / "steps.jsonl").read_text(encoding="utf-8").splitlines()
         return f"{_PHASES[name]} after step {json.loads(lines[-1])['step'] if lines else 0}"
 
+    def _fatal_operation(self) -> str | None:
+        """Operation before which the run signalled itself; None if it did not come to it."""
+        if not self._operation:
+            return None
+        number, _, text = self._operation.partition(" ")
+        matching = [line for line in operations(self.trial) if text in line]
+        return matching[int(number) - 1] if len(matching) >= int(number) else None
+
     def _end(self, signum: signal.Signals) -> bool:
         """Signal all processes; whether the main one has ended a minute later."""
         for process in self._processes():
             _signal(process, signum)
+            self._sent = True
         try:
             self._process.wait(60)
         except subprocess.TimeoutExpired:
@@ -403,20 +460,21 @@ def draw_kills(source: random.Random, *, at: str, signal_name: str, last: float)
 
 
 def run_trial(
-    number: int, *, setting: Setting, folder: Path, kills: Sequence[Kill], keep: bool
-) -> tuple[bool, str]:
-    """Kill, resume, compare; whether it is exact, and the line that says so."""
+    number: int, *, setting: Setting, folder: Path, draws: Sequence[Sequence[Kill]], keep: bool
+) -> Outcome:
+    """Kill, resume, compare; with the first of the draws of which a kill is delivered."""
     trial = folder / f"trial{number}"
     try:
-        deaths = resume_until_done(setting, trial, kills)
+        deaths = resume_killed(setting, trial, draws)
         found = compare_trials(folder / "uninterrupted", trial)
     except (RuntimeError, TimeoutError) as error:
-        return False, f"trial {number}: FAILED: {error}"
+        return Outcome(False, 0, f"trial {number}: FAILED: {error}")
     if not found and not keep:
         shutil.rmtree(trial)
-    history = "; ".join(map(str, deaths)) or "ended before it was killed"
+    history = "; ".join(map(str, deaths))
     shown = found[:_NUM_SHOWN] + [f"and {len(found) - _NUM_SHOWN} more"] * (len(found) > _NUM_SHOWN)
-    return not found, "\n    ".join([f"trial {number}: {history}: {verdict(found)}", *shown])
+    line = "\n    ".join([f"trial {number}: {history}: {verdict(found)}", *shown])
+    return Outcome(not found, len(deaths), line)
 
 
 def compare_trials(reference: Path, trial: Path) -> list[str]:
@@ -432,10 +490,17 @@ def verdict(found: Sequence[str]) -> str:
     return "exact" if not found else f"{len(found)} DIFFERENCES"
 
 
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """Last line: trials and kills; a trial that failed counts no kill."""
+    exact = sum(outcome.exact for outcome in outcomes)
+    kills = sum(outcome.kills for outcome in outcomes)
+    return f"{exact} of {len(outcomes)} trials exact, {kills} kills delivered"
+
+
 def trials(
     setting: Setting, folder: Path, *, number: int, at: str, signal_name: str, seed: int
-) -> Iterator[tuple[int, list[Kill]]]:
-    """Kills of all trials, by number, once the uninterrupted runs are there and agree.
+) -> Iterator[tuple[int, list[list[Kill]]]]:
+    """Draws of kills of all trials, by number, once the uninterrupted runs are there and agree.
 
     Raises
     ------
@@ -452,7 +517,8 @@ def trials(
     last = len(operations(folder / "uninterrupted")) if at == "write" else seconds
     for trial in range(1, number + 1):
         source = random.Random(f"{seed}/{trial}")
-        yield trial, draw_kills(source, at=at, signal_name=signal_name, last=last)
+        options = {"at": at, "signal_name": signal_name, "last": last}
+        yield trial, [draw_kills(source, **options) for _ in range(_NUM_DRAWS)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -495,15 +561,15 @@ def main(argv: list[str] | None = None) -> int:
             seed=arguments.seed,
         )
         common = {"setting": setting, "folder": folder, "keep": arguments.keep is not None}
-        exact = 0
+        outcomes = []
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            for same, line in pool.map(
-                lambda trial: run_trial(trial[0], kills=trial[1], **common), plans
+            for outcome in pool.map(
+                lambda trial: run_trial(trial[0], draws=trial[1], **common), plans
             ):
-                exact += same
-                print(line, flush=True)
-    print(f"{exact} of {arguments.kills} exact")
-    return 0 if exact == arguments.kills else 1
+                outcomes.append(outcome)
+                print(outcome.line, flush=True)
+    print(summary(outcomes))
+    return 0 if all(outcome.exact for outcome in outcomes) else 1
 
 
 if __name__ == "__main__":

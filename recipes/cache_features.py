@@ -6,6 +6,7 @@
 The corpus, its splits and the encoder are those of the YAML; both stages' YAMLs fill one cache.
 Killed, or out of disk space, the same command goes on where it was. Manifests go into the cache's
 folder; the YAML's ``output_folder`` is not touched. Under ``torchrun`` each process is a worker.
+SIGTERM and SIGUSR1 end it with exit status 75, as they do training.
 """
 
 import argparse
@@ -36,9 +37,17 @@ from recipes.common.experiment import (
 from recipes.common.feature_cache import FeatureCache
 from recipes.common.feature_cache.build import build_cache
 from recipes.common.feature_cache.format import CacheError, describe_encoder
-from recipes.common.feature_cache.plan import CachePlan, Entries, check_dtype, plan, size_text
+from recipes.common.feature_cache.plan import (
+    CachePlan,
+    Entries,
+    check_dtype,
+    merge_entries,
+    plan,
+    size_text,
+)
 from recipes.common.feature_cache.progress import BuildProgress
 from recipes.common.fingerprint import fingerprint
+from recipes.common.interruption import INTERRUPTED, Interrupted, leaving_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -111,25 +120,19 @@ def load_source(options: argparse.Namespace, words: Sequence[str], *, prepare: b
         run_on_main(prepare_data, kwargs={"hparams": hparams | {"output_folder": str(folder)}})
     encoder = hparams["encoder"]
     load_encoder(encoder, hparams["encoder_checkpoint"])
-    entries: dict[str, dict[str, Any]] = {}
-    for subset in options.subsets:
-        dataset = make_dataset(
+    subsets = {
+        subset: make_dataset(
             folder / f"{subset}.json",
             data_folder=hparams["data_folder"],
             sample_rate=encoder.sample_rate,
-        )
-        for key, entry in dataset.data.items():
-            if entries.get(key, entry)["wav"] != entry["wav"]:
-                raise CacheError(
-                    f"utterance {key} of {subset} is {entry['wav']}, and {entries[key]['wav']} in "
-                    "another subset; cache them into two folders with --subsets"
-                )
-            entries[key] = entry
+        ).data
+        for subset in options.subsets
+    }
     return Source(
         encoder,
         fingerprint(encoder),
         dtype,
-        entries,
+        merge_entries(subsets),
         hparams["on_bad_file"],
         folder / "bad_files.tsv",
     )
@@ -333,7 +336,11 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("speechbrain").setLevel(logging.WARNING)
     try:
-        run(options, words)
+        with leaving_at_once():
+            run(options, words)
+    except Interrupted as interrupted:
+        print(f"cache_features: {interrupted}", file=sys.stderr)
+        return INTERRUPTED
     except (ValueError, OSError) as error:
         print(f"cache_features: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -57,17 +57,27 @@ def test_nan_in_every_batch_aborts_with_the_ids_and_keeps_the_checkpoint(
     assert sorted((tmp_path / "run/save").iterdir()) == kept
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_nonfinite_gradient_leaves_all_weights_alone(stage, corpus, tmp_path):
+@pytest.mark.parametrize(
+    ("stage", "poisoned", "moved"),
+    [
+        ("quantizer", "compressor", set()),
+        ("decoder", "discriminator", set()),
+        ("decoder", "decoder", {"discriminator"}),  # its update comes first
+    ],
+)
+def test_a_nonfinite_gradient_leaves_out_its_update_and_later_ones(
+    stage, poisoned, moved, corpus, tmp_path
+):
     experiment = build(stage, corpus, tmp_path / "run")
     brain = experiment.brain
     start(brain)
-    module = next(iter(brain.modules.values()))
-    next(module.parameters()).register_hook(lambda gradient: gradient * math.inf)
-    before = {name: value.detach().clone() for name, value in module.named_parameters()}
+    parameter = next(brain.modules[poisoned].parameters())
+    parameter.register_hook(lambda gradient: gradient * math.inf)
+    before = parameters(brain)
     fit_one(brain, next(iter(experiment.train)))
     assert brain.step_log.streak == 1 and brain.step_log.num_failed == 1
-    assert all(torch.equal(before[name], value) for name, value in module.named_parameters())
+    now = parameters(brain)
+    assert {name.split(".")[0] for name in now if not torch.equal(before[name], now[name])} == moved
     assert all(parameter.grad is None for parameter in brain.modules.parameters())
 
 
@@ -85,7 +95,9 @@ def test_a_nonfinite_batch_leaves_out_its_whole_accumulation_group(corpus, tmp_p
     assert all(torch.equal(before[name], value) for name, value in parameters(brain).items())
     record = json.loads((tmp_path / "run/nonfinite.jsonl").read_text())
     assert record["ids"] == [[*batches[0].id, *batches[1].id]]
+    assert not brain.means.sums, "the finite batch of the group was left out, too"
     fit_one(brain, batches[2])
+    assert brain.means.sums
     assert brain.step_log.streak == 0 and brain.step_log.num_failed == 1
     assert any(not torch.equal(before[name], value) for name, value in parameters(brain).items())
 
@@ -201,6 +213,47 @@ def test_checkpoint_waits_for_the_end_of_an_accumulation_group(corpus, tmp_path)
         brain.step = step
         due.append(brain._should_save_intra_epoch_ckpt(0.0, 5))
     assert due == [False, True, True]
+
+
+@pytest.mark.parametrize("interval", ["steps", "minutes"])
+def test_checkpoint_intervals_go_on_over_short_epochs(interval, corpus, tmp_path, monkeypatch):
+    """Epochs of three batches; a validation only after the sixth."""
+    saved = []
+
+    class Watched(QuantizerBrain):
+        def fit_batch(self, batch):
+            minutes[0] += 1
+            return super().fit_batch(batch)
+
+        def _save_intra_epoch_ckpt(self):
+            saved.append(self.optimizer_step)
+            super()._save_intra_epoch_ckpt()
+
+    minutes = [0]
+    monkeypatch.setattr("time.time", lambda: 60.0 * minutes[0])
+    words = options(
+        "quantizer", corpus, tmp_path / "run", number_of_epochs=6, valid_interval_epochs=6
+    )
+    limit = {"steps": 4, "minutes": 3}[interval]
+    run_experiment(Watched, [*words, f"--ckpt_interval_{interval}={limit}"])
+    assert saved == [4, 8, 12, 16, 18]  # the last one before the validation
+
+
+def test_lines_are_on_the_disk_before_the_checkpoint_that_follows_them(
+    corpus, tmp_path, monkeypatch
+):
+    flushed = []
+    monkeypatch.setattr("recipes.common.run_log.flush", lambda path: flushed.append(path.name))
+
+    class Watched(QuantizerBrain):
+        def _save_intra_epoch_ckpt(self):
+            flushed.clear()
+            super()._save_intra_epoch_ckpt()
+            assert flushed == ["steps.jsonl"]
+            flushed.clear()
+
+    run_experiment(Watched, options("quantizer", corpus, tmp_path / "run"))
+    assert flushed == ["steps.jsonl", "train_log.txt"]
 
 
 def with_fp16_scaler(brain: sb.Brain, scale: float) -> None:

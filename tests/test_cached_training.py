@@ -11,6 +11,7 @@ import torch
 
 from recipes.common.dataio import BadAudioError, read_bad_files
 from recipes.common.experiment import build_experiment
+from recipes.common.feature_cache.format import CacheError
 from tests.stages import STAGES, build, options, steps_of, train
 
 
@@ -85,6 +86,14 @@ def test_both_stages_share_one_cache(corpus, tmp_path):
         if stage == "decoder":
             first = shards
     assert shards == first
+
+
+def test_one_id_for_two_utterances_is_refused(corpus, tmp_path):
+    data = shutil.copytree(corpus, tmp_path / "data")
+    source = next((data / "train-clean-100").rglob("*.wav"))
+    shutil.copy(source, next((data / "dev-clean").rglob("*.wav")).with_name(source.name))
+    with pytest.raises(CacheError, match=f"utterance {source.stem} of valid is .* by their id"):
+        build("quantizer", data, tmp_path / "run", **cached(tmp_path))
 
 
 def test_augmented_signals_have_no_cached_features(corpus, tmp_path):

@@ -1,9 +1,13 @@
 """A run folder belongs to one run: budgets, resumption, refusals."""
 
 import json
+import shutil
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from benchmarks.run_comparison import differences
@@ -148,6 +152,54 @@ def test_other_configuration_in_the_same_folder_is_refused(corpus, tmp_path):
     with pytest.raises(ValueError, match="another configuration.*--output_folder"):
         train("quantizer", corpus, tmp_path / "run", entropy_weight=5.0)
     assert (tmp_path / "run/hyperparams.yaml").read_bytes() == saved
+
+
+@pytest.fixture
+def data(corpus, tmp_path):
+    """Copy the corpus for one test."""
+    return Path(shutil.copytree(corpus, tmp_path / "data"))
+
+
+def test_a_file_that_was_found_bad_stays_listed_when_the_run_goes_on(data, tmp_path):
+    for split in ("train-clean-100", "dev-clean"):
+        cut = next((data / split).rglob("*.wav")).with_name(f"cut_{split}.flac")
+        soundfile.write(cut, np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+        cut.write_bytes(cut.read_bytes()[:9000])  # with its header
+    once = train("quantizer", data, tmp_path / "once", number_of_epochs=2)
+    train("quantizer", data, tmp_path / "twice", number_of_epochs=1)
+    twice = train("quantizer", data, tmp_path / "twice", number_of_epochs=2)
+    lists = [(tmp_path / name / "bad_files.tsv").read_text() for name in ("once", "twice")]
+    assert lists[0] == lists[1] and len(lists[0].splitlines()) == 2
+    assert once == twice and once["test"]["bad_files"] == 2
+
+
+@pytest.mark.parametrize("change", ["lost", "gained", "changed"])
+def test_a_run_does_not_go_on_with_other_data(change, data, tmp_path):
+    train("quantizer", data, tmp_path / "run")
+    files = ("train.json", "valid.json", "test.json", "bad_files.tsv")
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in files}
+    wav = next((data / "train-clean-100").rglob("*.wav"))
+    if change == "lost":
+        wav.write_bytes(b"")
+        message = rf"train lost 1 utterances \({wav.stem}\); left out: {wav}: "
+    elif change == "gained":
+        shutil.copy(wav, wav.with_name("more.wav"))
+        message = r"train gained 1 utterances \(more\). Put"
+    else:
+        soundfile.write(wav, np.zeros(16000), 16000)
+        message = rf"train has changed 1 utterances \({wav.stem}\)"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            train("quantizer", data, tmp_path / "run", number_of_epochs=2)
+        assert before == {name: (tmp_path / "run" / name).read_bytes() for name in files}
+    accepted = {"number_of_epochs": 2, "on_changed_data": "accept"}
+    metrics = train("quantizer", data, tmp_path / "run", **accepted)
+    assert metrics["train"]["epoch"] == 2
+
+
+def test_a_policy_on_changed_data_that_is_none_is_refused(corpus, tmp_path):
+    with pytest.raises(ValueError, match="on_changed_data must be raise or accept, got 'ask'"):
+        build("quantizer", corpus, tmp_path / "run", on_changed_data="ask")
 
 
 def test_log_drops_what_came_after_the_checkpoint(tmp_path):

@@ -8,17 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import kill_resume
 from benchmarks.kill_resume import (
     Kill,
+    Outcome,
     Setting,
     compare_trials,
     draw_kills,
     finish,
     next_step,
     prepare,
+    resume_killed,
     resume_until_done,
+    run_trial,
+    summary,
 )
 from benchmarks.run_comparison import differences
+from recipes.common.dataio import read_bad_files
 from recipes.common.interruption import INTERRUPTED
 
 SETTINGS = {
@@ -27,9 +33,14 @@ SETTINGS = {
     "two ranks": Setting("decoder", Path(), epochs=1, ranks=2),
 }
 # Killed in the middle of an epoch, while features are written, in a save; told to stop by a signal
-# to all processes of the group, which of two ranks only one gets.
+# to all processes of the group, which of two ranks only one gets. Killed in the test at last, when
+# the broken files, which it counts, will not be read again.
 KILLS = {
-    "decoder": [Kill("4 open run/steps.jsonl"), Kill("2 open run/steps.jsonl", "TERM")],
+    "decoder": [
+        Kill("4 open run/steps.jsonl"),
+        Kill("2 open run/steps.jsonl", "TERM"),
+        Kill("1 os.mkdir run/samples/test"),
+    ],
     "quantizer": [Kill("1 os.rename cache"), Kill("2 open run/steps.jsonl", "USR1")],
     "two ranks": [Kill("3 os.rename run/save/tmp"), Kill("1 open run/steps.jsonl", "USR1")],
 }
@@ -67,15 +78,81 @@ def test_a_killed_run_ends_as_if_it_had_not_been(name, outcomes):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
+def test_broken_files_are_met_when_they_are_loaded(name, outcomes):
+    folder, futures = outcomes
+    futures[name][1].result()
+    run = folder / name / "uninterrupted/run"
+    bad = read_bad_files(run / "bad_files.tsv")
+    assert sorted(Path(path).parts[-4] for path in bad) == ["dev-clean", "train-clean-100"]
+    manifests = (run / "train.json").read_text() + (run / "valid.json").read_text()
+    assert all(Path(path).name in manifests for path in bad)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_that_is_told_to_stop_has_saved(name, outcomes):
     folder, futures = outcomes
-    killed, told = futures[name][0].result()
+    killed, told, *_ = futures[name][0].result()
     assert told.step > killed.step
     # torchrun has an exit status of its own for whatever its processes end with.
     assert told.status == (INTERRUPTED if SETTINGS[name].ranks == 1 else 1)
     printed = (folder / name / "killed/printed.txt").read_text()
     assert f"SIG{KILLS[name][1].signal_name} arrived" in printed
     assert "start the same command again" in printed
+
+
+# What counts as a kill
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """Make a script the command of a stage, and give the stage's setting."""
+
+    def make(text, **options):
+        script = tmp_path / "stub.py"
+        script.write_text(text)
+        monkeypatch.setitem(kill_resume.SCRIPTS, "stub", (str(script), "stub.yaml"))
+        return Setting("stub", tmp_path, **options)
+
+    return make
+
+
+LATE = {"instant": Kill(60.0), "write": Kill("2 ")}
+MAKE_FOLDER = "import os; os.mkdir(os.environ['KILL_RESUME_TRIAL'] + '/folder')\n"
+
+
+@pytest.mark.parametrize("kill", LATE.values(), ids=LATE)
+def test_a_run_that_ended_before_its_kill_has_not_been_killed(kill, stub, tmp_path):
+    setting = stub(MAKE_FOLDER)
+    assert resume_until_done(setting, tmp_path / "trial", [kill, Kill(0.0)]) == []
+
+
+def test_an_undelivered_kill_is_drawn_again(stub, tmp_path):
+    setting = stub(MAKE_FOLDER)
+    draws = [[LATE["instant"]], [LATE["write"]], [Kill("1 "), LATE["instant"]], [Kill(0.0)]]
+    (death,) = resume_killed(setting, tmp_path / "trial", draws)
+    assert death.phase == "before os.mkdir folder" and death.status == -9
+
+
+def test_a_trial_without_a_kill_is_not_exact(stub, tmp_path):
+    outcome = run_trial(
+        1, setting=stub(""), folder=tmp_path, draws=[[LATE["write"]]] * 2, keep=False
+    )
+    assert not outcome.exact and outcome.kills == 0
+    assert "FAILED: no kill was delivered: 2 runs ended" in outcome.line
+
+
+@pytest.mark.parametrize("kill", LATE.values(), ids=LATE)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_crash_before_the_kill_is_no_kill(ranks, kill, stub, tmp_path):
+    """With two ranks torchrun ends with 1, as it does when its processes are killed."""
+    setting = stub("raise SystemExit('the disk is gone')", ranks=ranks)
+    with pytest.raises(RuntimeError, match="(?s)exit status 1, before its kill.*the disk is gone"):
+        resume_until_done(setting, tmp_path / "trial", [kill])
+
+
+def test_the_last_line_counts_trials_and_kills():
+    outcomes = [Outcome(True, 3, ""), Outcome(False, 1, ""), Outcome(True, 2, "")]
+    assert summary(outcomes) == "2 of 3 trials exact, 6 kills delivered"
 
 
 # The comparison itself: it must see what a resumed run could get wrong

@@ -12,7 +12,11 @@ import soundfile
 import torch
 
 from benchmarks.measuring import in_child
-from benchmarks.published_steps import settle_spectral_norms, speechbrain_discriminator
+from benchmarks.published_steps import (
+    PublishedDecoderStep,
+    settle_spectral_norms,
+    speechbrain_discriminator,
+)
 from benchmarks.subjects import (
     drawn_utterances,
     padded_samples,
@@ -25,6 +29,8 @@ from benchmarks.train_step import (
     Row,
     Setting,
     Trial,
+    encoder_lines,
+    load_hparams,
     main,
     peak_of_step,
     table,
@@ -90,6 +96,14 @@ def test_the_encoder_is_a_part_of_the_published_step(stage, printed):
     text = printed[0].split(f"\n{stage}\n")[1]
     share = int(re.search(r"encoder: (\d+) % of the published step", text)[1])
     assert 0 < share < 100
+    factor = float(re.search(r"would take (\S+) of its time", text)[1])
+    assert factor == pytest.approx(1 - share / 100 * (1 - 1 / 1.3), abs=0.01)  # both are rounded
+
+
+def test_ratios_shrink_by_the_encoders_share():
+    text = " ".join(encoder_lines(0.65).split())
+    assert "up to 1.3 times as fast, the step would take 0.85 of its time" in text
+    assert text.endswith("ratios of time would be 0.85 of these")
 
 
 def test_nothing_is_left_behind(printed):
@@ -132,6 +146,17 @@ def test_speechbrains_discriminators_get_our_weights_and_agree_in_training():
         pairs = zip(ours.train()(sig)[0], theirs.train()(sig)[0], strict=True)
     for score, their_score in pairs:
         torch.testing.assert_close(score, their_score, rtol=1e-4, atol=1e-6)  # float32, 8 layers
+
+
+def test_the_published_step_holds_one_set_of_discriminators(tmp_path):
+    hparams, plain = load_hparams(Setting("decoder", [], tmp_path, small=True), name="published")
+    ours = MultiPeriodMultiScaleDiscriminator()
+    hparams["modules"]["discriminator"] = ours
+    step = PublishedDecoderStep(hparams, plain, device="cpu")
+    theirs = [*step.discriminator.parameters(), *step.discriminator.buffers()]
+    assert not any(x.is_meta for x in theirs)
+    held = [*ours.parameters(), *ours.buffers(), *step.encoder.parameters()]
+    assert all(x.is_meta for x in held)
 
 
 def test_peak_memory_is_that_of_the_published_table_of_frames_times_codes(tmp_path):

@@ -104,6 +104,8 @@ class CodecBrain(sb.Brain):
         self._bar: tqdm | None = None
         self._started: tuple[float, int] | None = None
         self._saved_at = (0, 0)
+        self._saved_time = time.time()
+        self._batches_since_save = 0
 
     # To be written by a stage
 
@@ -216,7 +218,11 @@ class CodecBrain(sb.Brain):
     def _train_on(
         self, batch: Any, *, group: int, should_step: bool, idle: bool = False
     ) -> StepTensors:
-        """Do one batch; ``idle`` leaves all weights and optimizer states as they are."""
+        """Do one batch; ``idle`` leaves all weights and optimizer states as they are.
+
+        An update that is not finite is left out with those that follow it; earlier updates of the
+        same batch, such as the discriminators', have been taken by then.
+        """
         batch = batch.to(self.device, non_blocking=True)
         if self._group_finite is None:
             self._group_ids = []
@@ -343,7 +349,7 @@ class CodecBrain(sb.Brain):
         # SpeechBrain's step is 0 in a checkpoint that a validation has written, and in a new run.
         self.run_log.resume(self.optimizer_step, validated=self.step == 0)
         self.validated_step = self.optimizer_step if self.step == 0 else -1
-        self._saved_at = self.step, self.optimizer_step
+        self._note_save()
         if self.hparams.cost_steps > 0:
             cost.announce(self)
         self._started = time.monotonic(), self.optimizer_step
@@ -389,23 +395,31 @@ class CodecBrain(sb.Brain):
         return last or epoch % self.hparams.valid_interval_epochs == 0
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
+        # SpeechBrain's two begin anew with every epoch, which may be shorter than an interval.
+        del last_ckpt_time, steps_since_ckpt
+        self._batches_since_save += 1
         # Inside an accumulation group the gradient so far would be lost.
         if not self._accumulation()[1]:
             return False
-        if 0 < self.ckpt_interval_steps <= steps_since_ckpt:
+        if 0 < self.ckpt_interval_steps <= self._batches_since_save:
             return True
         # To agree with other ranks on times and signals is to wait for the device.
         if torch.distributed.is_initialized() and not self._is_logged(self.optimizer_step):
             return False
-        by_time = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+        by_time = super()._should_save_intra_epoch_ckpt(self._saved_time, self._batches_since_save)
         return self.interruption.agree() or by_time
 
     def _save_intra_epoch_ckpt(self) -> None:
         """Save in the middle of an epoch, and stop there if a signal asked for it."""
         self._fetch_steps()
+        self.run_log.flush()
         super()._save_intra_epoch_ckpt()
-        self._saved_at = self.step, self.optimizer_step
+        self._note_save()
         self._stop_if_interrupted()
+
+    def _note_save(self) -> None:
+        self._saved_at = self.step, self.optimizer_step
+        self._saved_time, self._batches_since_save = time.time(), 0
 
     def _stop_if_interrupted(self) -> None:
         if self.interruption.agree():
@@ -481,6 +495,7 @@ class CodecBrain(sb.Brain):
             logger.info("remaining time about %s", self.remaining_time())
             self.validated_step = self.optimizer_step
             self.anneal(stage, epoch, values)
+            self.run_log.flush()
             self.checkpointer.save_and_keep_only(
                 meta={self.selection_key: error, "epoch": epoch},
                 min_keys=[self.selection_key],
@@ -489,6 +504,7 @@ class CodecBrain(sb.Brain):
             self.checkpointer.delete_checkpoints(
                 num_to_keep=0, ckpt_predicate=lambda ckpt: INTRA_EPOCH_CKPT_FLAG in ckpt.meta
             )
+            self._note_save()
         else:
             self._write_line({"test of step": self.optimizer_step}, test=values)
             self.audio_scores.write_tables(self.run_log.folder)

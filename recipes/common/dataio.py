@@ -13,7 +13,7 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -348,9 +348,14 @@ def check_policy(on_bad_file: str) -> str:
     return on_bad_file
 
 
-def write_bad_files(bad_files: str | Path, reasons: Mapping[str, str]) -> None:
-    """Start the list with these files, reason by path, in place of what it held."""
-    write_text(Path(bad_files), "".join(_tsv_line(*pair) for pair in reasons.items()))
+def keep_bad_files(
+    bad_files: str | Path, reasons: Mapping[str, str], *, among: Collection[str]
+) -> None:
+    """Start the list with these files, reason by path; of what it held, keep those ``among``."""
+    lines = [_tsv_line(*pair) for pair in reasons.items()]
+    paths = {_tsv_line(path, "").removesuffix("\t\n") for path in among}
+    lines += [_tsv_line(*pair) for pair in read_bad_files(bad_files).items() if pair[0] in paths]
+    write_text(Path(bad_files), "".join(lines))
 
 
 def record_bad_file(bad_files: str | Path, error: BadAudioError) -> bool:

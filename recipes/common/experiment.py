@@ -21,9 +21,10 @@ from speechbrain.utils.distributed import ddp_init_group, if_main_process, run_o
 from torch.utils.data import DistributedSampler
 
 from focalcodec import hub
-from recipes.common import dataio
+from recipes.common import dataio, manifests
 from recipes.common.crops import Crops
 from recipes.common.feature_cache import FeatureCache, build_cache, describe_encoder
+from recipes.common.feature_cache.plan import merge_entries
 from recipes.common.files import existing_folder, folder_outside
 from recipes.common.fingerprint import fingerprint
 from recipes.common.interruption import Interrupted, leaving_at_once
@@ -48,6 +49,7 @@ CONTINUABLE = (
     "num_audio_samples",
     "feature_cache",  # equal but for the precision that it is stored in
     "cost_steps",
+    "on_changed_data",
 )
 
 
@@ -119,7 +121,7 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
         hyperparams_to_save=param_file,
         overrides=overrides,
     )
-    run_on_main(prepare_data, kwargs={"hparams": hparams})
+    run_on_main(prepare_run, kwargs={"hparams": hparams})
     load_encoder(hparams["encoder"], hparams["encoder_checkpoint"])
     hparams["checkpointer"].config_hash = folder.config_hash
     brain = brain_class(
@@ -215,6 +217,25 @@ def load_encoder(encoder: torch.nn.Module, checkpoint: str | None) -> None:
         hub.load_encoder_weights(encoder, checkpoint)
 
 
+def prepare_run(hparams: dict[str, Any]) -> None:
+    """Prepare the data; a run that goes on has to find those that it began with.
+
+    Raises
+    ------
+    ValueError : if they changed, unless ``on_changed_data`` is "accept".
+    """
+    folder = Path(hparams["output_folder"])
+    if hparams["on_changed_data"] not in ("raise", "accept"):
+        raise ValueError(
+            f"on_changed_data must be raise or accept, got {hparams['on_changed_data']!r}"
+        )
+    goes_on = bool(hparams["checkpointer"].list_checkpoints())
+    earlier = manifests.read_data_files(folder)
+    prepare_data(hparams)
+    if goes_on and hparams["on_changed_data"] == "raise":
+        manifests.refuse_changed(folder, earlier=earlier)
+
+
 def prepare_data(hparams: dict[str, Any]) -> None:
     """Write the manifests of the corpus that the YAML names into the output folder."""
     splits = {
@@ -240,7 +261,8 @@ def open_feature_cache(hparams: dict[str, Any], *, device: str) -> FeatureCache 
     Raises
     ------
     ValueError : if signals are augmented, so that they are others in every epoch.
-    CacheError : as `recipes.common.feature_cache.FeatureCache`.
+    CacheError : as `recipes.common.feature_cache.FeatureCache`; if the training and the validation
+        set have other audio under one id.
     BadAudioError : with ``on_bad_file: raise``, for a file that the cache knows as bad.
     """
     folder = hparams["feature_cache"]
@@ -248,9 +270,12 @@ def open_feature_cache(hparams: dict[str, Any], *, device: str) -> FeatureCache 
         return None
     refuse_augmented(hparams)
     encoder = hparams["encoder"]
-    entries = {}
-    for stage in (sb.Stage.TRAIN, sb.Stage.VALID):
-        entries |= make_dataset(hparams, stage).data
+    entries = merge_entries(
+        {
+            stage.name.lower(): make_dataset(hparams, stage).data
+            for stage in (sb.Stage.TRAIN, sb.Stage.VALID)
+        }
+    )
     key = fingerprint(encoder)
     bad_files = Path(hparams["output_folder"]) / "bad_files.tsv"
     report = build_cache(

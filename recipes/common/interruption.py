@@ -115,13 +115,13 @@ class Interruption:
         if os.getpid() != self._process:  # a forked child, which has nothing to save
             _die_of(signum)
             return
+        _noted[0] = 1  # first: logging may fail where the signal came in the middle of it
         name = signal.Signals(signum).name
         if self.signal_name is None:
             self.signal_name = name
             logger.warning("%s arrived: the run will save and end where it can", name)
         else:
             logger.warning("%s arrived: the run is about to save for %s", name, self.signal_name)
-        _noted[0] = 1
         outer = _interruption_of(self._outer[signum])
         if outer is not None:
             outer._handle(signum, frame)

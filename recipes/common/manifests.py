@@ -19,7 +19,7 @@ import logging
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,12 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from focalcodec.audio import AUDIO_SUFFIXES
-from recipes.common.dataio import BadAudioError, check_policy, read_header, write_bad_files
+from recipes.common.dataio import (
+    BadAudioError,
+    check_policy,
+    keep_bad_files,
+    read_header,
+)
 from recipes.common.files import existing_folder, folder_outside, write_text
 
 logger = logging.getLogger(__name__)
@@ -141,6 +146,8 @@ def write_manifests(
 ) -> PreparedCorpus:
     """Read all headers, filter, and write manifests and ``bad_files.tsv`` into ``save_folder``.
 
+    Files that an earlier start of the run found bad when it loaded them stay listed.
+
     Parameters
     ----------
     data_folder : what ``{data_root}`` stands for in the manifests; never written to.
@@ -171,11 +178,20 @@ def write_manifests(
     folder.mkdir(parents=True, exist_ok=True)
     counts: dict[str, SubsetCounts] = {}
     left_out: dict[str, str] = {}  # path -> reason, of all subsets
+    earlier = read_data_files(folder)
+    known = {
+        row["wav"]
+        for subset in SUBSETS
+        for row in json.loads(earlier.get(_manifest_name(subset), "{}")).values()
+    }
+    still_there: set[str] = set()
     for subset in SUBSETS:
         entries, bad = _read_entries(subsets.get(subset) or [], read_text, subset, on_bad_file)
         passed, too_short, too_long = _filter(entries, min_duration_s, max_duration_s)
         drawn = _draw(passed, limits[subset], seed)
         left_out |= bad | too_short | too_long
+        rows = {utt_id: _row(entry, root) for utt_id, entry in drawn.items()}
+        still_there |= {drawn[utt_id]["wav"] for utt_id, row in rows.items() if row["wav"] in known}
         counts[subset] = SubsetCounts(
             utterances=len(drawn),
             hours=sum(entry["duration"] for entry in drawn.values()) / 3600,
@@ -185,13 +201,71 @@ def write_manifests(
             too_long=len(too_long),
             not_drawn=len(passed) - len(drawn),
         )
-        write_text(folder / f"{subset}.json", _manifest_text(drawn, root))
-    write_bad_files(folder / "bad_files.tsv", left_out)
+        write_text(folder / _manifest_name(subset), _manifest_text(rows))
+    keep_bad_files(folder / "bad_files.tsv", left_out, among=still_there)
     for subset, count in counts.items():
-        logger.info("%s: %s", subset, count)
+        logger.info(
+            "%s: %d utterances, %.4g hours, %d speakers; left out: %d bad, %d too short, "
+            "%d too long, %d not drawn",
+            subset,
+            *count,
+        )
         if subsets.get(subset) is not None and not count.utterances:
             raise ValueError(_nothing_left(subset, subsets[subset], count, folder))
     return PreparedCorpus(**counts)
+
+
+def read_data_files(folder: Path) -> dict[str, str]:
+    """Texts of manifests and ``bad_files.tsv``, as far as the folder has them, by file name."""
+    paths = [folder / name for name in (*map(_manifest_name, SUBSETS), "bad_files.tsv")]
+    return {path.name: path.read_text(encoding="utf-8") for path in paths if path.exists()}
+
+
+def refuse_changed(folder: Path, *, earlier: Mapping[str, str]) -> None:
+    """Raise ValueError if the folder's manifests are not the earlier ones, which are put back.
+
+    Parameters
+    ----------
+    folder : of the run.
+    earlier : what `read_data_files` gave before the manifests were written anew.
+    """
+    found = read_data_files(folder)
+    changes = []
+    for subset in SUBSETS:
+        before, now = (
+            json.loads(texts.get(_manifest_name(subset), "{}")) for texts in (earlier, found)
+        )
+        changes += [
+            _listed(f"{subset} lost", before.keys() - now.keys()),
+            _listed(f"{subset} gained", now.keys() - before.keys()),
+            _listed(
+                f"{subset} has changed", (k for k in before if k in now and before[k] != now[k])
+            ),
+        ]
+    changes = [change for change in changes if change is not None]
+    if not changes:
+        return
+    known = earlier.get("bad_files.tsv", "").splitlines()
+    bad = [row for row in found["bad_files.tsv"].splitlines() if row not in known]
+    if bad:
+        changes.append("left out: " + ", ".join(bad[:3]).replace("\t", ": "))
+    for name, text in earlier.items():
+        write_text(folder / name, text)
+    raise ValueError(
+        f"the data are not those that the run in {folder} began with: {'; '.join(changes)}. Put "
+        "them back, go on with what is there by --on_changed_data accept, or choose another folder "
+        "with --output_folder"
+    )
+
+
+def _listed(what: str, ids: Iterable[str]) -> str | None:
+    ids = sorted(ids)
+    shown = ", ".join(ids[:3]) + ", ..." * (len(ids) > 3)
+    return f"{what} {len(ids)} utterances ({shown})" if ids else None
+
+
+def _manifest_name(subset: str) -> str:
+    return f"{subset}.json"
 
 
 def _check_splits(splits: Mapping[str, Sequence[str] | None]) -> None:
@@ -325,16 +399,19 @@ def _draw(entries: Mapping[str, Any], limit: int | None, seed: int) -> dict[str,
     return {utt_id: entries[utt_id] for utt_id in ids}
 
 
-def _manifest_text(entries: Mapping[str, dict[str, Any]], root: Path) -> str:
-    lines = []
-    for utt_id, entry in entries.items():
-        # SpeechBrain runs str.format_map over every string of a manifest: braces must be doubled.
-        row = {k: _double_braces(v) if isinstance(v, str) else v for k, v in entry.items()}
-        relative = Path(entry["wav"]).relative_to(root).as_posix()
-        row["wav"] = "{data_root}/" + _double_braces(relative)
-        lines.append(
-            f"{json.dumps(utt_id, ensure_ascii=False)}: {json.dumps(row, ensure_ascii=False)}"
-        )
+def _row(entry: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Entry as it is written: with the path below ``{data_root}``."""
+    # SpeechBrain runs str.format_map over every string of a manifest: braces must be doubled.
+    row = {k: _double_braces(v) if isinstance(v, str) else v for k, v in entry.items()}
+    relative = Path(entry["wav"]).relative_to(root).as_posix()
+    return row | {"wav": "{data_root}/" + _double_braces(relative)}
+
+
+def _manifest_text(rows: Mapping[str, dict[str, Any]]) -> str:
+    lines = [
+        f"{json.dumps(utt_id, ensure_ascii=False)}: {json.dumps(row, ensure_ascii=False)}"
+        for utt_id, row in rows.items()
+    ]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 

@@ -23,9 +23,10 @@ from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from recipes.common.files import remove_leftovers, write_json, write_text
+from recipes.common.files import flush, remove_leftovers, write_json, write_text
 
 _STAGES = ("train", "valid", "test")  # order in metrics.json, whenever they come
+_LINES = ("steps.jsonl", "nonfinite.jsonl", "train_log.txt")
 
 
 @register_checkpoint_hooks
@@ -142,6 +143,15 @@ class RunLog:
         self._board.add_image(
             f"{name}/spectrogram", _spectrogram_image(wav), step, dataformats="HW"
         )
+
+    def flush(self) -> None:
+        """Wait until all lines are on the disk, so that no checkpoint is there without them."""
+        if self._board is None:
+            return
+        self._board.flush()
+        for name in _LINES:
+            if (self.folder / name).exists():
+                flush(self.folder / name)
 
     def close(self) -> None:
         """Flush and close TensorBoard's file."""

@@ -49,7 +49,7 @@ class Step(NamedTuple):
     terms: dict[str, float]
     weight: float
     complete: bool  # the last of its accumulation group
-    failed: bool
+    failed: bool  # the group's step was left out
     rates: dict[str, float]
 
 
@@ -103,7 +103,7 @@ class StepLog:
         for step in steps:
             if step.complete:
                 self._count(step)
-        return steps
+        return _with_fate_of_group(steps)
 
     def _count(self, step: Step) -> None:
         if not step.failed:
@@ -138,6 +138,16 @@ class StepLog:
         del end_of_epoch
         state = json.loads(Path(path).read_text(encoding="utf-8"))
         self.streak, self.num_failed = state["streak"], state["num_failed"]
+
+
+def _with_fate_of_group(steps: list[Step]) -> list[Step]:
+    """Give every batch of an accumulation group what its last batch says of the group's step."""
+    fates: list[Step] = []
+    failed = False
+    for step in reversed(steps):
+        failed = step.failed if step.complete else failed
+        fates.insert(0, step._replace(failed=failed))
+    return fates
 
 
 def _to_host(pending: list[StepTensors]) -> list[list[float]]:

@@ -121,6 +121,26 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
 
 
+def merge_entries(subsets: Mapping[str, Entries]) -> dict[str, dict[str, Any]]:
+    """Utterances of all subsets by id.
+
+    Raises
+    ------
+    CacheError : if two subsets have other audio under one id.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    for subset, entries in subsets.items():
+        for key, entry in entries.items():
+            if merged.get(key, entry)["wav"] != entry["wav"]:
+                raise CacheError(
+                    f"utterance {key} of {subset} is {entry['wav']}, and {merged[key]['wav']} in "
+                    "another subset, but a cache knows utterances by their id; rename one of the "
+                    "files, or take dataset/folder.yaml, whose ids are paths"
+                )
+            merged[key] = entry
+    return merged
+
+
 def check_dtype(dtype: str) -> str:
     """Give the dtype's name back; CacheError if it is none that is stored."""
     if dtype not in DTYPES:
