@@ -54,6 +54,8 @@ class QuantizerBrain(CodecBrain):
         super().__init__(**kwargs)
         self.codec = self.hparams.codec.to(self.device)
         self.codec.decoder.eval().requires_grad_(False)
+        for module in (self.codec.compressor, self.codec.decompressor):
+            module.recomputes = self.hparams.recompute_activations
         self.code_usage = CodeUsage(self.codec.codebook_size)
         self.decodes = self.hparams.decoder_checkpoint is not None
         if self.decodes:

@@ -184,7 +184,9 @@ def _signal(audio: Path | None, *, sample_rate: int, num_samples: int) -> Tensor
 
 def main(argv: list[str]) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.inference", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--audio", type=Path, help="folder of speech at 16 kHz; default: synthetic")
     parser.add_argument("--checkpoint", help="codec folder; left out: full size, random weights")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="utterances")

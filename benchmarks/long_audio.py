@@ -65,7 +65,9 @@ def compare(audio: Path, checkpoint: str | None, minutes: float) -> None:
 
 def main(argv: list[str]) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.long_audio", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--audio", type=Path, required=True, help="folder of speech at 16 kHz")
     parser.add_argument("--checkpoint", help="codec folder; left out: full size, random weights")
     parser.add_argument("--minutes", type=float, nargs="*", default=[10, 60])

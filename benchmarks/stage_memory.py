@@ -62,7 +62,9 @@ def peak_of_step(stage: str, rows: int, seconds: float, device: str) -> int:
 
 def main(argv: list[str]) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.stage_memory", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--batch", type=int, default=16, help="utterances")
     parser.add_argument("--seconds", type=float, default=16.0, help="length of every utterance")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

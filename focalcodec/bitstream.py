@@ -41,6 +41,8 @@ and without a checksum. Bytes after the payload are an error, and so is a payloa
 checksum. What the padding holds is the checksum's business alone.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import struct
@@ -359,7 +361,7 @@ class Writer:
             raise FileExistsError(f"{path} exists; set overwrite=True to replace it") from error
         self._append(_header_to_bytes(header, crc=0))
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> Writer:
         """Give the writer itself."""
         return self
 

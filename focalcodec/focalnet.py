@@ -17,10 +17,12 @@ References
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from focalcodec.masking import check_mask, zero_padding
 
@@ -41,6 +43,11 @@ class Compressor(nn.Module):
     Raises
     ------
     ValueError : if the lists differ in length or are empty, or a factor is below 1.
+
+    Attributes
+    ----------
+    recomputes : while training, keep only what enters each layer, and compute the rest again in the
+        backward pass: less memory for more time, the same gradients. False at first.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class Compressor(nn.Module):
             self.layers.append(nn.ModuleDict(layer))
             dim = hidden_dim
         self.out_proj = nn.Linear(dim, output_dim)
+        self.recomputes = False
 
     def forward(self, feats: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Compress.
@@ -91,10 +99,11 @@ class Compressor(nn.Module):
         """
         _check_input(feats, dim=self.input_dim, mask=mask, name="feats")
         x = feats
+        run = _recomputed if self.recomputes and self.training else _once
         for layer in self.layers:
-            x = layer["downscale"](x, mask=mask)
-            mask = None if mask is None else mask[:, :: layer["downscale"].factor]
-            x = layer["focal_block"](x, mask=mask)
+            tok_mask = None if mask is None else mask[:, :: layer["downscale"].factor]
+            x = run(_downscaled, layer, x, mask, tok_mask)
+            mask = tok_mask
         x = self.out_proj(F.dropout(x, self.dropout, self.training))
         return zero_padding(x, mask=mask)
 
@@ -114,6 +123,10 @@ class Decompressor(nn.Module):
     Raises
     ------
     ValueError : if the lists differ in length or are empty, or a factor is below 1.
+
+    Attributes
+    ----------
+    recomputes : as in `Compressor`.
     """
 
     def __init__(
@@ -142,6 +155,7 @@ class Decompressor(nn.Module):
         for dim, next_dim, factor in zip(hidden_dims, next_dims, upscale_factors, strict=True):
             upscale = UpScale(dim, next_dim, factor=factor, activation=activation(dim))
             self.layers.append(nn.ModuleDict({"focal_block": mixer(dim), "upscale": upscale}))
+        self.recomputes = False
 
     def forward(self, codes: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Decompress.
@@ -163,12 +177,30 @@ class Decompressor(nn.Module):
         _check_input(codes, dim=self.input_dim, mask=mask, name="codes")
         x = self.in_proj(zero_padding(codes, mask=mask))
         x = zero_padding(F.dropout(x, self.dropout, self.training), mask=mask)
+        run = _recomputed if self.recomputes and self.training else _once
         for layer in self.layers:
-            x = layer["focal_block"](x, mask=mask)
-            x = layer["upscale"](x, mask=mask)
+            x = run(_upscaled, layer, x, mask)
             if mask is not None:
                 mask = mask.repeat_interleave(layer["upscale"].factor, dim=1)
         return x
+
+
+def _downscaled(
+    layer: nn.ModuleDict, x: Tensor, mask: Tensor | None, tok_mask: Tensor | None
+) -> Tensor:
+    return layer["focal_block"](layer["downscale"](x, mask=mask), mask=tok_mask)
+
+
+def _upscaled(layer: nn.ModuleDict, x: Tensor, mask: Tensor | None) -> Tensor:
+    return layer["upscale"](layer["focal_block"](x, mask=mask), mask=mask)
+
+
+def _once(function: Callable[..., Tensor], *args: Any) -> Tensor:
+    return function(*args)
+
+
+def _recomputed(function: Callable[..., Tensor], *args: Any) -> Tensor:
+    return checkpoint(function, *args, use_reentrant=False)
 
 
 class FocalBlock(nn.Module):

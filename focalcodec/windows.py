@@ -18,6 +18,8 @@ References
 .. [1] Della Libera et al., 2025, arXiv:2502.04465, appendix F.3.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -47,7 +49,7 @@ class Windows(NamedTuple):
     overlap: int = 250
 
     @classmethod
-    def chunks(cls, size: int, *, left: int = 48_000, overlap: int = 250) -> "Windows":
+    def chunks(cls, size: int, *, left: int = 48_000, overlap: int = 250) -> Windows:
         """Chunk-wise streaming with a latency of ``size`` samples; the paper's left and overlap.
 
         The paper tries 2000, 4000 and 8000 samples at 50 Hz. It does not say whether the receiver

@@ -1,7 +1,7 @@
-"""Put the two stages of a training together into one codec folder.
+r"""Put the two stages of a training together into one codec folder.
 
-    python -m recipes.export --decoder results/vocos/1234 --quantizer results/bsq/1234 --output
-    codec
+    python -m recipes.export --decoder results/vocos/1234 --quantizer results/bsq/1234 \
+        --output codec
 
 Reads the best checkpoint and the resolved ``hyperparams.yaml`` of both runs, which are the user's
 own files, and writes ``config.json`` and ``model.safetensors``, which

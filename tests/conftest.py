@@ -1,7 +1,8 @@
 """Fixtures that several test files share."""
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,17 @@ for _module in list(sys.modules.values()):
 
 ROOT = Path(__file__).resolve().parents[1]
 _MIXER = partial(FocalBlock, layer_scale=0.3)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C interrupt, here and in children, which inherit that it is ignored.
+
+    A shell ignores it in what it starts in the background, and tests send it to real processes.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -615,6 +615,14 @@ def test_progress_is_shown_on_demand(folder):
     assert "100%" in "".join(run("encode", "in.wav", "b.focal", "--progress")[1])
 
 
+def test_progress_ends_with_the_audio_and_without_a_warning(folder):
+    """A fraction above 1 makes tqdm warn, and a warning is an error here."""
+    for index in range(3):
+        write_noise(Path(f"in/{index}.wav"), num_samples=16001)  # 26 tokens last 1.04 s
+    out, errors = run("encode", "in", "out", "--progress")
+    assert out.startswith("3 done, 0 skipped, 0 failed") and "100%" in "".join(errors)
+
+
 def test_info_tells_what_a_codec_is(codec):
     text, _ = run("info")
     size = sum(parameter.numel() for parameter in codec.decoder.parameters())

@@ -106,7 +106,9 @@ def test_debug_leaves_the_run_folder_alone(corpus, tmp_path):
     before = [(folder / name).read_bytes() for name in logs]
     arguments = [*options("quantizer", corpus, folder), "--debug"]
     brain, loader, valid, test = build_experiment(QuantizerBrain, arguments)
+    assert brain.remaining_steps() == 2  # of 3, in each of as many epochs as there are
     brain.fit(brain.hparams.epoch_counter, loader, valid)
+    assert brain.remaining_steps() == 0
     brain.evaluate(test, min_key="reconstruction")
     brain.run_log.close()
     brain.checkpointer.tempdir.cleanup()

@@ -285,6 +285,33 @@ def test_gradients_reach_all_parameters_and_no_padding(make):
     assert x.grad[mask].any() and not x.grad[~mask].any()
 
 
+@pytest.mark.parametrize("make", [make_compressor, make_decompressor])
+def test_recomputing_keeps_little_and_gives_the_same_gradients(make):
+    """With dropout, whose draws have to be repeated, and padding."""
+    module = make((2, 1, 1)).train()
+    module.dropout = 0.2
+    x = torch.randn(2, 12, module.input_dim)
+    mask = lengths_to_mask(torch.tensor([12, 8]), 12)
+    found = []
+    for module.recomputes in (False, True):
+        kept = {}
+
+        def keep(saved, kept=kept):
+            kept[saved.data_ptr()] = saved.numel()
+            return saved
+
+        torch.manual_seed(1)
+        module.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            result = module(x, mask=mask)
+        result.square().sum().backward()
+        gradients = [parameter.grad.clone() for parameter in module.parameters()]
+        found.append((sum(kept.values()), [result.detach(), *gradients]))
+    (all_kept, plain), (little_kept, recomputed) = found
+    assert all(torch.equal(*pair) for pair in zip(plain, recomputed, strict=True))
+    assert little_kept < all_kept / 3
+
+
 def test_item_without_real_frames_is_zero_and_harmless():
     block = randomize(FocalBlock(4))
     mask = torch.tensor([[True, True, False], [False, False, False]])

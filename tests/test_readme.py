@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
     line.split("  #")[0].strip()
     for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    for line in block.splitlines()
+    for line in re.sub(r" \\\n +", " ", block).splitlines()  # continued lines are one command
     if line.strip()
 ]
 LAUNCHERS = ("python train_", "torchrun ", "sbatch ")
@@ -66,6 +66,11 @@ def test_module_command_names_options_that_exist(command):
     for option in (word for word in argv if word.startswith("--")):
         key = f"\n{option.removeprefix('--')}: "  # of a YAML
         assert f'"{option}"' in source or key in source, option
+
+
+def test_lines_fit_and_continued_ones_are_joined():
+    assert max(map(len, README.splitlines())) <= 130
+    assert not [command for command in COMMANDS if "\\" in command or command.startswith("--")]
 
 
 def test_make_targets_exist():

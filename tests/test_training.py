@@ -34,6 +34,7 @@ def test_run_folder_explains_itself(run, request, corpus):
     folder = request.getfixturevalue(run)
     for name in ("hyperparams.yaml", "log.txt", "env.log", "train_log.txt", "test_rec.csv"):
         assert (folder / name).stat().st_size > 0, name
+    assert not list(folder.glob("*.py"))
     description = json.loads((folder / "run.json").read_text())
     assert str(corpus) in description["command"]
     assert description["versions"]["torch"] == torch.__version__
@@ -59,6 +60,14 @@ def test_tensorboard_holds_losses_rates_norms_audio_and_spectrograms(quantizer_r
     assert {"valid/code_usage", "valid/normalised_entropy"} <= set(tags["scalars"])
     assert any(tag.endswith("/hyp") for tag in tags["audio"])
     assert any(tag.endswith("/hyp/spectrogram") for tag in tags["images"])
+
+
+def test_recomputing_activations_changes_no_logged_number(corpus, tmp_path):
+    brain = build("quantizer", corpus, tmp_path / "none", recompute_activations=True).brain
+    assert all(module.recomputes for module in brain.modules.values())
+    for name in ("False", "True"):
+        train("quantizer", corpus, tmp_path / name, recompute_activations=name)
+    assert steps_of(tmp_path / "False") == steps_of(tmp_path / "True")
 
 
 @pytest.mark.parametrize(("stage", "name"), [("decoder", "mel"), ("quantizer", "reconstruction")])

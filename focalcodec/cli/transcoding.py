@@ -209,7 +209,9 @@ class Transcoder:
     def _watched(self, blocks: Iterable[Tensor], rate: float) -> Iterator[Tensor]:
         for block in blocks:
             yield block
-            self.report.bar.update(block.shape[0] / rate)
+            # The last token may reach beyond the end of the audio, which tqdm would warn of.
+            bar = self.report.bar
+            bar.update(min(block.shape[0] / rate, bar.total - bar.n))
 
     def _count(self, seconds: float) -> None:
         self.report.done += 1

@@ -315,12 +315,14 @@ class CodecBrain(sb.Brain):
 
     def remaining_steps(self) -> int:
         """Optimizer steps that are left, by epochs or by the limit, whichever comes first."""
-        factor = self.grad_accumulation_factor
-        epochs = self.hparams.number_of_epochs - max(self.epoch, 1) + 1
-        left = epochs * self.steps_per_epoch() - self.step // factor
+        epochs, epoch_steps = self.hparams.number_of_epochs, self.steps_per_epoch()
+        if self.debug:
+            debug_steps = math.ceil(self.debug_batches / self.grad_accumulation_factor)
+            epochs, epoch_steps = min(epochs, self.debug_epochs), min(epoch_steps, debug_steps)
+        steps = epochs * epoch_steps
         if self.optimizer_step_limit is not None:
-            left = min(left, self.optimizer_step_limit - self.optimizer_step)
-        return max(left, 0)
+            steps = min(steps, self.optimizer_step_limit)
+        return max(steps - self.optimizer_step, 0)
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one epoch on this rank."""

@@ -49,6 +49,7 @@ CONTINUABLE = (
     "num_audio_samples",
     "feature_cache",  # equal but for the precision that it is stored in
     "cost_steps",
+    "recompute_activations",  # of equal gradients
     "on_changed_data",
 )
 
@@ -121,6 +122,10 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
         hyperparams_to_save=param_file,
         overrides=overrides,
     )
+    if (
+        if_main_process()
+    ):  # SpeechBrain's copy of whoever calls it, which is the same for all stages
+        (Path(hparams["output_folder"]) / Path(__file__).name).unlink()
     run_on_main(prepare_run, kwargs={"hparams": hparams})
     load_encoder(hparams["encoder"], hparams["encoder_checkpoint"])
     hparams["checkpointer"].config_hash = folder.config_hash
