@@ -122,9 +122,7 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
         hyperparams_to_save=param_file,
         overrides=overrides,
     )
-    if (
-        if_main_process()
-    ):  # SpeechBrain's copy of whoever calls it, which is the same for all stages
+    if if_main_process():  # leave no copy of this file, which SpeechBrain makes of its caller
         (Path(hparams["output_folder"]) / Path(__file__).name).unlink()
     run_on_main(prepare_run, kwargs={"hparams": hparams})
     load_encoder(hparams["encoder"], hparams["encoder_checkpoint"])
