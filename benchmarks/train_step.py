@@ -89,6 +89,7 @@ class Variant(NamedTuple):
     crops: int = 1  # segments of each encoded utterance
     cached: bool = False
     sorted: bool = False  # batches of similar length
+    recomputes: bool = False  # activations
 
     @property
     def same_batch(self) -> bool:
@@ -109,6 +110,7 @@ VARIANTS = {
         "ours, cached": Variant(cached=True),
         "ours, similar lengths": Variant(sorted=True),
         "ours, cached, similar lengths": Variant(cached=True, sorted=True),
+        "ours, both, recomputing": Variant(cached=True, sorted=True, recomputes=True),
     },
 }
 NAME_WIDTH = 30
@@ -179,8 +181,11 @@ class OurStep:
         for optimizer in self.optimizers.values():
             optimizer.state.clear()
 
-    def __call__(self, batch: PaddedBatch) -> Losses:
-        """Train on one batch."""
+    def __call__(self, batch: PaddedBatch, *, recomputes: bool = False) -> Losses:
+        """Train on one batch, with ``recompute_activations`` or without."""
+        for module in self.brain.modules.values():
+            if hasattr(module, "recomputes"):
+                module.recomputes = recomputes
         terms = self.brain._train_on(batch, group=1, should_step=True).terms
         names = ("loss",) if "loss" in terms else ("discriminator", "decoder")
         return {name: terms[name] for name in names}
@@ -322,7 +327,8 @@ def peak_of_step(setting: Setting, variant: Variant) -> int:
     load = make_loads(setting, variant, step=step)[sizes.index(max(sizes))]
     for optimizer in step.optimizers.values():
         _allocate_states(optimizer)
-    return peak_bytes(lambda: step(load()), device=device) - held
+    run = partial(step, recomputes=True) if variant.recomputes else step
+    return peak_bytes(lambda: run(load()), device=device) - held
 
 
 def _load_libraries(setting: Setting, variant: Variant) -> None:
@@ -356,7 +362,7 @@ def time_stage(
     for name, variant in VARIANTS[setting.stage].items():
         step = published if variant.published else ours
         trials[name] = Trial(
-            step,
+            partial(step, recomputes=True) if variant.recomputes else step,
             make_loads(setting, variant, step=step),
             before_first=None if variant.published else partial(ours.start_anew, start),
         )
@@ -387,7 +393,7 @@ def compare(setting: Setting, *, repeats: int, with_memory: bool) -> list[Row]:
     share = encoder_seconds / seconds["as published"]
     print(f"\n{setting.stage}")
     for name, variant in variants.items():
-        if variant.published or not variant.same_batch:
+        if variant.published or not (variant.same_batch or variant.recomputes):
             print(f"{name}: {describe(entries_of(setting, variant))}")
     print(table(rows))
     print(encoder_lines(share), flush=True)
