@@ -8,20 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import kill_resume
-from benchmarks.kill_resume import (
+from benchmarks import killed_run
+from benchmarks.kill_resume import Outcome, compare_trials, draw_kills, run_trial, summary
+from benchmarks.killed_run import (
     Kill,
-    Outcome,
     Setting,
-    compare_trials,
-    draw_kills,
     finish,
     next_step,
     prepare,
     resume_killed,
     resume_until_done,
-    run_trial,
-    summary,
 )
 from benchmarks.run_comparison import differences
 from recipes.common.dataio import read_bad_files
@@ -110,7 +106,7 @@ def stub(tmp_path, monkeypatch):
     def make(text, **options):
         script = tmp_path / "stub.py"
         script.write_text(text)
-        monkeypatch.setitem(kill_resume.SCRIPTS, "stub", (str(script), "stub.yaml"))
+        monkeypatch.setitem(killed_run.SCRIPTS, "stub", (str(script), "stub.yaml"))
         return Setting("stub", tmp_path, **options)
 
     return make
