@@ -434,7 +434,7 @@ def table(rows: list[Row]) -> str:
         losses = ", ".join(f"{name} {value:.5g}" for name, value in row.losses.items())
         ratio = f"{first.seconds / row.seconds:.2f} x"
         lines.append(
-            f"{row.name:{NAME_WIDTH}}{row.seconds:10.3f}{ratio:>10}{peak:>10}{share:>10}"
+            f"{row.name:{NAME_WIDTH}}{row.seconds:#10.4g}{ratio:>10}{peak:>10}{share:>10}"
             f"{difference:>12}  {losses}"
         )
     return "\n".join(lines)
