@@ -2,9 +2,9 @@
 
     python train_quantizer.py hparams/bsq.yaml --data_folder LIBRITTS --decoder_checkpoint RUN
 
-Whole utterances, masked mean squared error plus the entropy term. With a decoder checkpoint every
-validation decodes audio, from tokens (``hyp``) and from unquantized features (``rec``, the upper
-bound); without one it reports features and code usage only.
+Whole utterances, masked mean squared error plus the terms that the quantizer has (BSQ: entropy).
+With a decoder checkpoint every validation decodes audio, from tokens (``hyp``) and from unquantized
+features (``rec``, the upper bound); without one it reports features and code usage only.
 """
 
 import logging
@@ -34,7 +34,8 @@ class Quantization(NamedTuple):
 
     feats (B, N, H) and mask (B, N) as the encoder gave them, toks (B, L) and tok_mask (B, L),
     qfeats (B, N, H), and scalar terms: ``reconstruction`` is the squared error's mean over real
-    frames and channels; ``entropy`` and its two parts are in nats.
+    frames and channels; ``entropy`` and its two parts, in nats, and ``commitment`` are there if the
+    quantizer has them.
     """
 
     feats: Tensor
@@ -94,33 +95,45 @@ class QuantizerBrain(CodecBrain):
         toks, codes = self.codec.quantizer(lats, mask=tok_mask)
         qfeats = self.modules.decompressor(codes, mask=tok_mask)[:, : feats.shape[1]]
         error = (qfeats.float() - feats).square().mean(dim=-1)
-        entropy = self.codec.quantizer.entropy_loss(
-            lats,
-            mask=tok_mask,
-            inverse_temperature=self.hparams.inverse_temperature,
-            diversity_weight=self.hparams.diversity_weight,
-        )
         terms = {
             "reconstruction": masked_mean(error, mask=mask),
-            "entropy": entropy.loss,
-            "sample_entropy": entropy.sample_entropy,
-            "codebook_entropy": entropy.codebook_entropy,
+            **self._quantizer_terms(lats, tok_mask),
             "padding": 1 - mask.float().mean(),
         }
         return Quantization(feats, mask, toks, tok_mask, qfeats, terms)
+
+    def _quantizer_terms(self, lats: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Terms that the quantizer asks for; not every one has an entropy or a commitment."""
+        terms = {}
+        entropy = self.codec.quantizer.entropy_loss(
+            lats,
+            mask=mask,
+            inverse_temperature=self.hparams.inverse_temperature,
+            diversity_weight=self.hparams.diversity_weight,
+        )
+        if entropy is not None:
+            terms["entropy"] = entropy.loss
+            terms["sample_entropy"] = entropy.sample_entropy
+            terms["codebook_entropy"] = entropy.codebook_entropy
+        commitment = self.codec.quantizer.commitment_loss(lats, mask=mask)
+        if commitment is not None:
+            terms["commitment"] = commitment
+        return terms
 
     def updates(self, batch: Any) -> Iterator[Update]:
         """Yield the one loss of this stage."""
         with self.training_ctx:
             quantized = self.quantize(batch)
         terms = quantized.terms
-        reconstruction = self.hparams.reconstruction_weight * terms["reconstruction"]
-        entropy = self.hparams.entropy_weight * terms["entropy"]
+        means = self.hparams.reconstruction_weight * terms["reconstruction"]
+        if "commitment" in terms:
+            means = means + self.hparams.commitment_weight * terms["commitment"]
+        entropy = self.hparams.entropy_weight * terms.get("entropy", torch.zeros_like(means))
         num_frames = quantized.mask.sum()
         detached = {name: value.detach() for name, value in terms.items()}
-        detached["loss"] = (reconstruction + entropy).detach()
-        # The entropy is that of all ranks' frames already; the error becomes so by its weight.
-        loss = rank_share(num_frames) * reconstruction + entropy
+        detached["loss"] = (means + entropy).detach()
+        # The entropy is that of all ranks' frames already; means become so by their weight.
+        loss = rank_share(num_frames) * means + entropy
         yield Update("quantizer", loss, detached, num_frames)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:

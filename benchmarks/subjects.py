@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from focalcodec import FocalCodec
-from focalcodec.focalnet import Compressor, Decompressor, FocalBlock, Snake
+from focalcodec.activations import Snake
+from focalcodec.focalnet import Compressor, Decompressor, FocalBlock
 from focalcodec.quantizers import BinarySphericalQuantizer
 from focalcodec.vocos import Vocos
 from focalcodec.wavlm import WavLM, state_dict_from_transformers

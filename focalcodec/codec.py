@@ -14,7 +14,7 @@ name       shape         unit / range       meaning
 ``mask``   (B, N) (B, L) bool               True = real frame, from ``lens`` by ``masking.py``
 ``feats``  (B, N, H)     ``frame_rate`` Hz  encoder features
 ``lats``   (B, L, D)     ``token_rate`` Hz  compressor output, before quantization
-``codes``  (B, L, D)     +-1/sqrt(D)        quantized latents on the sphere
+``codes``  (B, L, D)     +-1/sqrt(D)        quantized latents; BSQ's lie on the sphere
 ``toks``   (B, L)        [0, 2^D)           int64, bits of the code, most significant first
 ``qfeats`` (B, N', H)    ``frame_rate`` Hz  decompressor output, N' = L x upscale factors >= N
 ========== ============= ================== ======================================================
@@ -83,7 +83,7 @@ class FocalCodec(nn.Module):
         ``forward(sig, *, lens)``.
     compressor : ``input_dim``, ``output_dim``, ``downscale_factors``, ``forward(feats, *, mask)``.
     quantizer : ``code_dim``, ``codebook_size``, ``forward(lats, *, mask)``, ``toks_to_codes``,
-        ``codes_to_toks``.
+        ``codes_to_toks``, ``normalize``.
     decompressor : ``input_dim``, ``output_dim``, ``upscale_factors``, ``forward(codes, *, mask)``.
     decoder : ``input_dim``, ``hop_length`` samples, ``forward(feats, *, mask)``; one that works at
         another rate than the encoder says so by an attribute ``sample_rate`` in Hz.
@@ -311,8 +311,8 @@ class FocalCodec(nn.Module):
     def sig_to_lats(
         self, sig: Tensor, *, lens: Tensor | None = None, exact_tail: bool = True
     ) -> Tensor:
-        """Latents (B, L, D) of unit length of a signal, arguments as in `sig_to_feats`."""
-        return _on_sphere(self._compress(*self._encode(sig, lens, exact_tail))[0])
+        """Latents (B, L, D) of a signal, arguments as in `sig_to_feats`; BSQ's have unit length."""
+        return self.quantizer.normalize(self._compress(*self._encode(sig, lens, exact_tail))[0])
 
     def sig_to_toks(
         self, sig: Tensor, *, lens: Tensor | None = None, exact_tail: bool = True
@@ -335,9 +335,9 @@ class FocalCodec(nn.Module):
     # From features
 
     def feats_to_lats(self, feats: Tensor, *, lens: Tensor | None = None) -> Tensor:
-        """Latents (B, L, D) of unit length of features (B, N, H)."""
+        """Latents (B, L, D) of features (B, N, H); BSQ's have unit length."""
         mask = self._mask(feats, lens, "feats")
-        return _on_sphere(self._compress(feats, mask)[0])
+        return self.quantizer.normalize(self._compress(feats, mask)[0])
 
     def feats_to_toks(self, feats: Tensor, *, lens: Tensor | None = None) -> Tensor:
         """Tokens (B, L) of features (B, N, H)."""
@@ -568,10 +568,6 @@ def _model_id(source: str | PathLike[str]) -> str:
         if file.is_file():
             return file.resolve().parent.name if file.name == "config.json" else file.stem
     return path.resolve().name if path.is_dir() else str(source)
-
-
-def _on_sphere(lats: Tensor) -> Tensor:
-    return F.normalize(lats, dim=-1)
 
 
 def _cut(sig: Tensor, wanted: Tensor | None) -> Tensor:

@@ -430,42 +430,6 @@ class UpScale(nn.Module):
         return zero_padding(x, mask=mask).reshape(x.shape[0], -1, self.output_dim)
 
 
-class Snake(nn.Module):
-    """x + sin(alpha x)^2 / alpha, alpha learned per channel, for signals with periods [1]_.
-
-    Maps (B, dim, N) to the same shape.
-
-    References
-    ----------
-    .. [1] Ziyin et al., 2020, arXiv:2006.08195.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.alpha = nn.Parameter(torch.ones(dim, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, dim, N) to (B, dim, N)."""
-        return x + (self.alpha * x).sin().square() / (self.alpha + 1e-9)
-
-
-class LeakyReLU(nn.Module):
-    """Leaky ReLU with the constructor of an activation factory; ``dim`` does not matter.
-
-    The paper's ablation does not give the slope; ours is PyTorch's.
-    """
-
-    def __init__(self, dim: int, *, negative_slope: float = 0.01) -> None:
-        super().__init__()
-        self.dim = dim
-        self.negative_slope = negative_slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape to the same shape."""
-        return F.leaky_relu(x, self.negative_slope)
-
-
 class _DepthwiseConv(nn.Conv1d):
     """Depthwise convolution of (B, N, dim) that keeps N."""
 

@@ -11,7 +11,8 @@ import torch
 from speechbrain.utils.importutils import LazyModule
 
 from focalcodec import FocalCodec
-from focalcodec.focalnet import Compressor, Decompressor, FocalBlock, Snake
+from focalcodec.activations import Snake
+from focalcodec.focalnet import Compressor, Decompressor, FocalBlock
 from focalcodec.logmel import LogMel
 from focalcodec.quantizers import BinarySphericalQuantizer
 from focalcodec.vocos import Vocos

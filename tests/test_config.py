@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from focalcodec import FocalCodec
-from focalcodec.focalnet import FocalBlock, LeakyReLU, Snake
+from focalcodec.activations import LeakyReLU, Snake
+from focalcodec.focalnet import FocalBlock
 from focalcodec.hub.config import (
     PARTS,
     build_parts,
@@ -103,7 +104,9 @@ def test_what_has_no_name_is_not_saved(make_codec, tmp_path):
 
     with pytest.raises(ValueError, match="activation is .*Own.*known are LeakyReLU, Snake"):
         make_codec(activation=Own).save_pretrained(tmp_path / "codec")
-    with pytest.raises(ValueError, match="mixer is <function .*known are FocalBlock"):
+    with pytest.raises(
+        ValueError, match="mixer is <function .*known are AMPBlock, ConformerBlock, FocalBlock, L"
+    ):
         make_codec(mixer=lambda dim: FocalBlock(dim)).save_pretrained(tmp_path / "codec")
     assert not (tmp_path / "codec").exists()
 
@@ -121,13 +124,19 @@ def set_mixer(config, name, settings):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c.pop("decoder_name"), "default decoder_name .*'WaveNeXt'; known are Vocos"),
+        (
+            lambda c: c.pop("decoder_name"),
+            "default decoder_name .*'WaveNeXt'; known are HiFiGAN, Vocos",
+        ),
         (
             lambda c: c.update(encoder_name="os.system"),
             "encoder_name .*'os.system'; known are LogM",
         ),
         (lambda c: c.update(encoder_name=["WavLM"]), r"encoder_name .*\['WavLM'\]; known are LogM"),
-        (lambda c: c.update(decoder_name="WaveNeXt"), "decoder_name .*'WaveNeXt'; known are Vocos"),
+        (
+            lambda c: c.update(decoder_name="WaveNeXt"),
+            "decoder_name .*'WaveNeXt'; known are HiFiGAN, Vocos",
+        ),
         (lambda c: c.update(extra=1), "unknown key 'extra'"),
         (lambda c: c.update(encoder_config=3), "encoder_config .* must be a JSON object, got 3"),
         (lambda c: c["encoder_config"].update(hops=3), "encoder_config .*unknown key 'hops'"),
@@ -144,10 +153,10 @@ def set_mixer(config, name, settings):
         (lambda c: c["encoder_config"].update(num_layers=10**4), "num_layers .*from 0 to 256, got"),
         (
             lambda c: c["encoder_config"].update(strides=5),
-            "strides .*a list of at most 256, each a",
+            "strides .*a list of at most 16, each a",
         ),
         (lambda c: c["encoder_config"].update(strides=[5, 2, 2, 2, 2, 2, "2"]), "strides .*whole"),
-        (lambda c: c["encoder_config"].update(strides=[1] * 257), "strides .*at most 256, .*got"),
+        (lambda c: c["encoder_config"].update(strides=[1] * 17), "strides .*at most 16, .*got"),
         (
             lambda c: c["encoder_config"].update(strides=[5, 2]),
             "does not make a WavLM: hidden_dims",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from focalcodec.activations import LeakyReLU, Snake
 from focalcodec.focalnet import (
     Compressor,
     Decompressor,
@@ -18,8 +19,6 @@ from focalcodec.focalnet import (
     FeedForward,
     FocalBlock,
     FocalModulation,
-    LeakyReLU,
-    Snake,
     UpScale,
 )
 from focalcodec.masking import lengths_to_mask

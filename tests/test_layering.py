@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = {f"focalcodec.{name}" for name in ("masking", "streaming", "fastconv")}
-MODELS = {f"focalcodec.{name}" for name in ("wavlm", "logmel", "focalnet", "mixers", "vocos")}
+BASE = {
+    f"focalcodec.{name}" for name in ("masking", "streaming", "fastconv", "activations", "entropy")
+}
+MODELS = {f"focalcodec.{name}" for name in "wavlm logmel focalnet mixers vocos hifigan".split()}
 WORDS = {"focalcodec.hub.arguments", "focalcodec.hub.legacy", "focalcodec.hub.config"}
 FILES = WORDS | {f"focalcodec.hub{name}" for name in ("", ".weights", ".encoder", ".files")}
 COMMAND_LINE = {"focalcodec.__main__", "focalcodec.cli"} | {

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.entropy_loss import SIDES, time_steps
-from focalcodec import quantizers
+from focalcodec import entropy
 from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
 
 QUANTIZERS = [BinarySphericalQuantizer, LookupFreeQuantizer]
@@ -180,7 +180,7 @@ def test_entropy_terms_equal_brute_force(make_quantizer, code_dim, temperature, 
 def test_blocks_of_frames_do_not_change_the_result(clamp, monkeypatch):
     quantizer, lats = BinarySphericalQuantizer(5), torch.randn(100, 5, dtype=torch.float64)
     expected = brute_force(quantizer, lats.requires_grad_(), clamp=clamp)
-    monkeypatch.setitem(quantizers._TABLE_ELEMENTS, "cpu", 12 * 7)  # blocks of 7 frames
+    monkeypatch.setitem(entropy._TABLE_ELEMENTS, "cpu", 12 * 7)  # blocks of 7 frames
     terms = quantizer.entropy_loss(lats, clamp=clamp)
     expected_loss = expected[0] - expected[1]
     assert abs(terms.loss.item() - expected_loss.item()) < 1e-12

@@ -15,18 +15,24 @@ from typing import Any, get_args, get_origin
 Where = str | os.PathLike[str]  # where a configuration comes from, for messages
 
 _LARGEST = 2**20
-_MOST_ENTRIES = 256  # of a list, and of anything else that counts modules
+_MOST_MODULES = 256  # of one kind
+_MOST_ENTRIES = 16  # of a list: modules are made for each pair of entries of some
 # Arguments whose range is not 1 (whole numbers) or -_LARGEST (other numbers) to _LARGEST.
 _RANGES = {
     "codebook_size": (2, 2**62),
+    "dilations": (1, 2**10),
     "dropout": (0, 1),
     "factor": (0, _LARGEST),
     "focal_factor": (0, _LARGEST),
-    "focal_level": (1, _MOST_ENTRIES),
-    "level": (1, _MOST_ENTRIES),
+    "focal_level": (1, _MOST_MODULES),
+    "levels": (3, _LARGEST),
+    "level": (1, _MOST_MODULES),
     "n_fft": (1, 2**16),  # with n_mels it bounds the filters of LogMel, which no file holds
     "n_mels": (1, 2**10),
-    "num_layers": (0, _MOST_ENTRIES),
+    "num_layers": (0, _MOST_MODULES),
+    "resblock_dilations": (1, 2**10),
+    "upsample_factors": (1, 2**10),
+    "upsample_kernel_sizes": (1, 2**11),
 }
 _REPR = reprlib.Repr()
 _REPR.maxstring = 80

@@ -22,11 +22,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from focalcodec.focalnet import Compressor, Decompressor, FocalBlock, LeakyReLU, Snake
+from focalcodec.activations import LeakyReLU, Snake
+from focalcodec.focalnet import Compressor, Decompressor, FocalBlock
+from focalcodec.hifigan import HiFiGAN
 from focalcodec.hub.arguments import Where, check_arguments, defaults_of, kinds_of, listed, shown
 from focalcodec.hub.legacy import V001, V002, default_arguments, default_name, layout_of_config
 from focalcodec.logmel import LogMel
-from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
+from focalcodec.mixers import AMPBlock, ConformerBlock, LinearBlock
+from focalcodec.quantizers import (
+    BinarySphericalQuantizer,
+    FiniteScalarQuantizer,
+    LookupFreeQuantizer,
+)
 from focalcodec.vocos import Vocos
 from focalcodec.wavlm import WavLM
 
@@ -37,13 +44,19 @@ PARTS: dict[str, dict[str, type[nn.Module]]] = {
     "quantizer": {
         "BinarySphericalQuantizer": BinarySphericalQuantizer,
         "LookupFreeQuantizer": LookupFreeQuantizer,
+        "FiniteScalarQuantizer": FiniteScalarQuantizer,
     },
     "decompressor": {"FocalDecoder": Decompressor},
-    "decoder": {"Vocos": Vocos},
+    "decoder": {"Vocos": Vocos, "HiFiGAN": HiFiGAN},
 }
 KEYS = {f"{part}_{field}" for part in PARTS for field in ("name", "config")}  # of config.json
 _FACTORIES: dict[str, dict[str, type[nn.Module]]] = {
-    "mixer": {"FocalBlock": FocalBlock},
+    "mixer": {
+        "FocalBlock": FocalBlock,
+        "ConformerBlock": ConformerBlock,
+        "AMPBlock": AMPBlock,
+        "LinearBlock": LinearBlock,
+    },
     "activation": {"Snake": Snake, "LeakyReLU": LeakyReLU},
 }
 # Published keys that do nothing in full-context modules, or select one of several implementations

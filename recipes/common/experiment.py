@@ -28,7 +28,7 @@ from recipes.common.feature_cache.plan import merge_entries
 from recipes.common.files import existing_folder, folder_outside
 from recipes.common.fingerprint import fingerprint
 from recipes.common.interruption import Interrupted, leaving_at_once
-from recipes.common.run_folder import RunFolder
+from recipes.common.run_folder import RunFolder, hardware
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,13 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
         # What modules draw while they train differs by rank; their first weights do not.
         sb.utils.seed.seed_everything(hparams["seed"] + torch.distributed.get_rank(), verbose=False)
     # Last, so that a mistake found on the way leaves the folder free for the corrected command.
-    run_on_main(folder.describe, kwargs={"encoder": fingerprint(hparams["encoder"])})
+    facts = {
+        "encoder": fingerprint(hparams["encoder"]),
+        "seed": hparams["seed"],
+        "parameters": count_parameters(hparams),
+        "hardware": hardware(brain.device),
+    }
+    run_on_main(folder.describe, kwargs=facts)
     return Experiment(brain, *loaders)
 
 
@@ -190,7 +196,29 @@ def config_hash(param_file: str, overrides: str) -> str:
         if "decoder_checkpoint" in main:
             neutral["decoder"] = None  # where the decoder is not what is trained
         resolved = yaml.load(resolve_references(file, neutral).getvalue())
-    return hashlib.sha256(_canonical(resolved).encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical(resolved).encode()).hexdigest()[:16]
+
+
+def canonical(node: Any) -> str:
+    """One text for all spellings of a YAML node: its tag and its typed value, keys in order."""
+    tag = getattr(node, "tag", None)
+    name = tag.value or "" if tag is not None else ""
+    if isinstance(node, Mapping):
+        items = (f"{key}: {canonical(value)}" for key, value in sorted(node.items()))
+        return f"{name}{{{', '.join(items)}}}"
+    if isinstance(node, Sequence) and not isinstance(node, str):
+        return f"{name}[{', '.join(map(canonical, node))}]"
+    value = getattr(node, "value", node)  # a tagged scalar
+    return f"{name}{float(value)!r}" if isinstance(value, float) else f"{name}{value!r}"
+
+
+def count_parameters(hparams: dict[str, Any]) -> dict[str, int]:
+    """Count the parameters of the whole codec, or of what the decoder stage has of it, by part."""
+    if "codec" in hparams:
+        parts = dict(hparams["codec"].named_children())
+    else:
+        parts = {"encoder": hparams["encoder"], **hparams["modules"]}
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
 
 def load_encoder(encoder: torch.nn.Module, checkpoint: str | None) -> None:
@@ -382,19 +410,6 @@ def make_loader(
     if training and isinstance(brain.train_sampler, DistributedSampler):
         brain.train_sampler.seed = hparams["seed"]  # SpeechBrain leaves it at 0
     return loader
-
-
-def _canonical(node: Any) -> str:
-    """One text for all spellings of a YAML node: its tag and its typed value, keys in order."""
-    tag = getattr(node, "tag", None)
-    name = tag.value or "" if tag is not None else ""
-    if isinstance(node, Mapping):
-        items = (f"{key}: {_canonical(value)}" for key, value in sorted(node.items()))
-        return f"{name}{{{', '.join(items)}}}"
-    if isinstance(node, Sequence) and not isinstance(node, str):
-        return f"{name}[{', '.join(map(_canonical, node))}]"
-    value = getattr(node, "value", node)  # a tagged scalar
-    return f"{name}{float(value)!r}" if isinstance(value, float) else f"{name}{value!r}"
 
 
 def _refuse_lost_override(key: str, value: Any, main: CommentedMap) -> None:

@@ -33,6 +33,19 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON object; ValueError that names the file if it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not even text
+        raise ValueError(
+            f"{path} is damaged ({error}); restore it, or leave its folder out"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
 def file_crc(path: str | Path) -> int:
     """CRC-32 of a file's bytes."""
     crc = 0

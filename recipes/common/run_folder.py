@@ -1,11 +1,11 @@
-"""What a run folder says about itself: command, commit, versions, configuration (``run.json``).
+"""What a run folder says about itself (``run.json``): command, commit, seed, hardware, sizes.
 
 Beside it lie ``hyperparams.yaml`` (resolved), ``log.txt``, ``env.log``, ``train_log.txt``,
 ``steps.jsonl``, ``metrics.json``, TensorBoard events, audio and manifests, each written by its own
 part.
 """
 
-import json
+import os
 import platform
 import shlex
 import subprocess
@@ -15,7 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from recipes.common.files import write_json
+import torch
+
+from recipes.common.files import read_json, write_json
 
 PACKAGES = (
     "torch",
@@ -58,8 +60,20 @@ class RunFolder:
                 "remove this one"
             )
 
-    def describe(self, *, encoder: str) -> None:
-        """Write ``run.json``; a resumed run adds its command to the list of starts.
+    def describe(
+        self, *, encoder: str, seed: int, parameters: dict[str, int], hardware: dict[str, Any]
+    ) -> None:
+        """Write ``run.json``; a resumed run adds itself to the list of starts.
+
+        Every start keeps its own commit and hardware: a run may be trained on one machine and
+        tested on another.
+
+        Parameters
+        ----------
+        encoder : fingerprint of the frozen encoder.
+        seed : of the YAML.
+        parameters : number of parameters by part.
+        hardware : see `hardware`.
 
         Raises
         ------
@@ -73,19 +87,27 @@ class RunFolder:
                 "choose another folder with --output_folder"
             )
         starts = earlier["starts"] if earlier is not None else []
-        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        command = shlex.join(self.command)
+        start = {
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": shlex.join(self.command),
+            **git_state(),
+            "hardware": hardware,
+        }
         write_json(
             self.path / "run.json",
             {
-                "command": command,
+                "command": start["command"],
                 "config_hash": self.config_hash,
-                **git_state(),
+                "commit": start["commit"],
+                "modified": start["modified"],
+                "seed": seed,
+                "hardware": hardware,
+                "parameters": parameters,
                 "python": platform.python_version(),
                 "platform": platform.platform(),
                 "versions": {name: _version(name) for name in PACKAGES},
                 "encoder": encoder,
-                "starts": [*starts, {"time": started, "command": command}],
+                "starts": [*starts, start],
             },
         )
 
@@ -93,7 +115,19 @@ class RunFolder:
 def read_description(path: Path) -> dict[str, Any] | None:
     """Content of ``run.json``, or None if the folder has none."""
     file = path / "run.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_json(file) if file.is_file() else None
+
+
+def hardware(device: str | torch.device) -> dict[str, Any]:
+    """Describe what a run on ``device`` computes with; equal for all starts on one machine."""
+    on_gpu = torch.device(device).type == "cuda"
+    distributed = torch.distributed.is_initialized()
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else _cpu_model(),
+        "processes": torch.distributed.get_world_size() if distributed else 1,
+        "cpu_cores": _usable_cores(),
+        "torch_threads": torch.get_num_threads(),
+    }
 
 
 def git_state() -> dict[str, Any]:
@@ -109,6 +143,19 @@ def git_state() -> dict[str, Any]:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:
