@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 
+from recipes.common.run_folder import cpu_model
+
 _STATUS = Path("/proc/self/status")
 
 
@@ -18,11 +19,8 @@ def machine(device: str) -> str:
     """Name of the processor, and for a CPU its cores and load."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores{load}"
+    return f"{cpu_model()}, {os.cpu_count()} cores{load}"
 
 
 def measure(

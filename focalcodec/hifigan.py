@@ -14,6 +14,7 @@ References
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -88,8 +89,8 @@ class HiFiGAN(nn.Module):
 
         Returns
         -------
-        sig : (B, N * hop_length) in [-1, 1]. With ``mask``, an item's samples are those that it has
-        alone, and samples past its last real frame are 0.
+        sig : (B, N * hop_length) float32 in [-1, 1]. With ``mask``, an item's samples are those
+        that it has alone, and samples past its last real frame are 0.
 
         Raises
         ------
@@ -107,8 +108,12 @@ class HiFiGAN(nn.Module):
             x = step(x, padding=padding)
             if padding is not None:
                 padding = padding.repeat_interleave(step.factor, dim=2)
-        x = self.conv_post(_zeroed(F.leaky_relu(x), padding))  # (B, 1, T), the slope is PyTorch's
-        return _zeroed(x.tanh(), padding)[:, 0]
+        x = _zeroed(F.leaky_relu(x), padding)  # with PyTorch's slope
+        # In float32 under autocast too: half precision would be heard as noise.
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.conv_post(x.to(self.conv_post.bias.dtype))  # (B, 1, T)
+            x = x.to(torch.promote_types(x.dtype, torch.float32)).tanh()
+        return _zeroed(x, padding)[:, 0]
 
 
 class UpsampleStep(nn.Module):

@@ -403,7 +403,8 @@ class LookupFreeQuantizer(_SignQuantizer):
         """
         lats = self._checked_vectors(lats, name="lats")
         if mask is not None:
-            mask = _checked_mask(mask, lats)
+            # Selected by masked_mean alone, a NaN would still have a gradient of NaN.
+            lats = lats.masked_fill(~_checked_mask(mask, lats)[..., None], 0.0)
         error = (lats - self.lats_to_codes(lats)).square().mean(dim=-1)
         return masked_mean(error, mask=mask)
 

@@ -75,6 +75,8 @@ def _make_codec(
     hop_length: int = 320,
     mixer: Callable[[int], torch.nn.Module] = _MIXER,
     activation: Callable[[int], torch.nn.Module] = Snake,
+    quantizer: torch.nn.Module | None = None,
+    decoder: Callable[[int], torch.nn.Module] | None = None,
 ) -> FocalCodec:
     wavlm = partial(WavLM, num_layers=2, ffn_dim=24, num_heads=2, conv_pos=16, conv_pos_groups=2)
     encoders = {
@@ -82,16 +84,20 @@ def _make_codec(
         "wavlm": partial(wavlm, hidden_dims=(8,) * 7, dim=dim, num_buckets=32, max_distance=80),
     }
     shared = {"mixer": mixer, "activation": activation}
+    quantizer = quantizer or BinarySphericalQuantizer(code_dim)
+    code_dim = quantizer.code_dim
+    vocos = partial(Vocos, num_layers=2, dim=8, ffn_dim=12, n_fft=2 * hop_length)
+    decoder = decoder or partial(vocos, hop_length=hop_length)
     codec = FocalCodec(
         encoders[encoder](),
         Compressor(
             dim, code_dim, hidden_dims=[12, 10, 8], downscale_factors=list(factors), **shared
         ),
-        BinarySphericalQuantizer(code_dim),
+        quantizer,
         Decompressor(
             code_dim, dim, hidden_dims=[8, 10, 12], upscale_factors=list(factors[::-1]), **shared
         ),
-        Vocos(dim, num_layers=2, dim=8, ffn_dim=12, n_fft=2 * hop_length, hop_length=hop_length),
+        decoder(dim),
     )
     return codec.eval()
 

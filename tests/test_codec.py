@@ -10,6 +10,7 @@ import torchaudio
 
 from focalcodec import FocalCodec, Quantized, __version__
 from focalcodec.masking import num_valid
+from tests.blocks import ABLATION
 
 FACTORS = pytest.mark.parametrize(
     "factors", [(1, 1, 1), (2, 1, 1), (2, 2, 1)], ids=["50hz", "25hz", "12_5hz"]
@@ -91,6 +92,46 @@ def test_batch_equals_single(make_codec, encoder, factors):
         assert (rec_sig[i, size:] == 0).all()
         torch.testing.assert_close(feats[i, :num_frames], codec.sig_to_feats(sig)[0], **TOLERANCE)
         assert (feats[i, num_frames:] == 0).all()
+
+
+@pytest.mark.parametrize("parts", ABLATION.values(), ids=ABLATION)
+def test_batch_equals_single_with_the_parts_of_the_ablation(make_codec, parts):
+    codec = make_codec(factors=(2, 1, 1), **parts)
+    sizes = [3200, 1, 641, 2999]
+    sigs = [make_sig(1, size) for size in sizes]
+    batch, lens = pad_to_batch(sigs, padding=math.nan)
+    toks, codes, rec_sig = codec(batch, lens=lens)
+    for i, (sig, size) in enumerate(zip(sigs, sizes, strict=True)):
+        alone = codec(sig)
+        num_toks = alone.toks.shape[1]
+        assert torch.equal(toks[i, :num_toks], alone.toks[0])
+        assert not toks[i, num_toks:].any() and not codes[i, num_toks:].any()
+        torch.testing.assert_close(rec_sig[i, :size], alone.rec_sig[0], **TOLERANCE)
+        assert not rec_sig[i, size:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("parts", ABLATION.values(), ids=ABLATION)
+def test_parts_of_the_ablation_work_in_any_precision(make_codec, parts, dtype):
+    codec = make_codec(**parts).to(dtype)
+    toks, _, rec_sig = codec(make_sig(2, 3000).to(dtype), lens=torch.tensor([1.0, 0.5]))
+    assert rec_sig.shape == (2, 3000) and rec_sig.isfinite().all()
+    assert codec.toks_to_sig(toks).isfinite().all()
+
+
+@pytest.mark.parametrize("parts", ABLATION.values(), ids=ABLATION)
+def test_parts_of_the_ablation_decode_in_float32_under_autocast(make_codec, parts):
+    codec = make_codec(**parts)
+    sig = make_sig(1, 3000)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert codec.feats_to_sig(codec.sig_to_qfeats(sig).float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("parts", ABLATION.values(), ids=ABLATION)
+def test_latents_give_the_tokens_of_their_signal(make_codec, parts):
+    codec = make_codec(**parts)
+    sig = make_sig(1, 6400)
+    assert torch.equal(codec.lats_to_toks(codec.sig_to_lats(sig)), codec.sig_to_toks(sig))
 
 
 @FACTORS

@@ -23,8 +23,8 @@ from focalcodec.hub.config import (
     describe_parts,
     fingerprint,
 )
-from focalcodec.quantizers import LookupFreeQuantizer
 from focalcodec.wavlm import WavLM
+from tests.blocks import ABLATION
 from tests.conftest import _make_codec
 
 
@@ -64,11 +64,19 @@ def test_what_parts_are_made_of_survives(make_codec, tmp_path, parts):
     assert torch.equal(codec.sig_to_toks(sig), loaded.sig_to_toks(sig))
 
 
-def test_another_quantizer_survives(make_codec, tmp_path):
-    codec = make_codec()
-    codec.quantizer = LookupFreeQuantizer(6)
+@pytest.mark.parametrize("parts", ABLATION.values(), ids=ABLATION)
+def test_parts_of_the_ablation_survive(make_codec, tmp_path, parts):
+    codec = make_codec(**parts)
     codec.save_pretrained(tmp_path)
-    assert isinstance(FocalCodec.from_pretrained(tmp_path).quantizer, LookupFreeQuantizer)
+    loaded = FocalCodec.from_pretrained(tmp_path)
+    assert loaded.fingerprint == codec.fingerprint
+    described = (dict(one.named_children()) for one in (codec, loaded))
+    assert len({json.dumps(describe_parts(parts)) for parts in described}) == 1
+    sig = torch.randn(1, 3001)
+    toks = codec.sig_to_toks(sig)
+    assert torch.equal(toks, loaded.sig_to_toks(sig))
+    sigs = [one.toks_to_sig(toks, num_samples=3001) for one in (codec, loaded)]
+    assert sigs[0].shape == (1, 3001) and torch.equal(*sigs)
 
 
 def test_saved_names_are_the_published_ones(config):

@@ -10,8 +10,16 @@ import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.run_opts import RunOptions
 
+from focalcodec.activations import LeakyReLU, Snake
+from focalcodec.focalnet import FocalBlock
+from focalcodec.hifigan import HiFiGAN
 from focalcodec.logmel import LogMel
-from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
+from focalcodec.mixers import AMPBlock, ConformerBlock, LinearBlock
+from focalcodec.quantizers import (
+    BinarySphericalQuantizer,
+    FiniteScalarQuantizer,
+    LookupFreeQuantizer,
+)
 from focalcodec.wavlm import WavLM
 from recipes.common.experiment import config_hash, parse_command_line
 
@@ -101,6 +109,8 @@ def test_no_key_is_dead(main):
         ("bsq.yaml", "encoder", "encoder/wavlm6.yaml", WavLM),
         ("bsq.yaml", "quantizer", "quantizer/lfq.yaml", LookupFreeQuantizer),
         ("bsq.yaml", "quantizer", "quantizer/bsq_10bit.yaml", BinarySphericalQuantizer),
+        ("bsq.yaml", "quantizer", "quantizer/lfq_10bit.yaml", LookupFreeQuantizer),
+        ("bsq.yaml", "quantizer", "quantizer/fsq_10bit.yaml", FiniteScalarQuantizer),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -114,11 +124,67 @@ def test_swap_of_the_encoder_resizes_what_follows():
     assert load("vocos.yaml")["modules"]["decoder"].input_dim == 80
 
 
-def test_swap_of_activation_and_mixer_reaches_both_sides():
-    hparams = load("bsq.yaml", "activation: !include:activation/leaky_relu.yaml")
+@pytest.mark.parametrize(
+    ("key", "block", "old", "new"),
+    [
+        ("activation", "activation/leaky_relu.yaml", {Snake}, {LeakyReLU}),
+        ("mixer", "mixer/conformer.yaml", {FocalBlock}, {ConformerBlock}),
+        ("mixer", "mixer/amp.yaml", {FocalBlock}, {AMPBlock}),
+        ("mixer", "mixer/linear.yaml", {FocalBlock}, {LinearBlock}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_swap_of_a_factory_reaches_both_sides_and_nothing_else(key, block, old, new):
+    base, swapped = load("bsq.yaml"), load("bsq.yaml", f"{key}: !include:{block}")
     for part in ("compressor", "decompressor"):
-        names = {type(module).__name__ for module in hparams[part].modules()}
-        assert "LeakyReLU" in names and "Snake" not in names
+        before, after = (_layers(hparams[part], old | new) for hparams in (base, swapped))
+        assert set(before.values()) == old and set(after.values()) == new
+        assert before.keys() == after.keys()
+    _assert_same_but_for(base, swapped, part_names={key, "compressor", "decompressor"})
+
+
+@pytest.mark.parametrize("block", ["lfq", "lfq_10bit", "bsq_10bit", "fsq_10bit"])
+def test_swap_of_the_quantizer_changes_codes_and_the_projections_beside_them_only(block):
+    base, swapped = (
+        load("bsq.yaml"),
+        load("bsq.yaml", f"quantizer: !include:quantizer/{block}.yaml"),
+    )
+    for part in ("compressor", "decompressor"):
+        shapes = [
+            {name: p.shape for name, p in hparams[part].named_parameters()}
+            for hparams in (base, swapped)
+        ]
+        changed = {name for name in shapes[0] if shapes[0][name] != shapes[1][name]}
+        assert changed <= {"out_proj.weight", "out_proj.bias", "in_proj.weight"}
+    _assert_same_but_for(base, swapped, part_names={"compressor", "decompressor", "quantizer"})
+
+
+@pytest.mark.parametrize("block", ["hifigan", "hifigan_small"])
+@pytest.mark.parametrize("main", ["vocos.yaml", "bsq.yaml"])
+def test_swap_of_the_decoder_changes_the_decoder_only(main, block):
+    base, swapped = load(main), load(main, f"decoder: !include:decoder/{block}.yaml")
+    part = swapped["codec" if main == "bsq.yaml" else "modules"]
+    decoder = part.decoder if main == "bsq.yaml" else part["decoder"]
+    assert type(decoder) is HiFiGAN and decoder.hop_length == swapped["encoder"].hop_length
+    _assert_same_but_for(base, swapped, part_names={"decoder"})
+
+
+def _layers(part, classes):
+    """Names of the modules that are of one of these classes."""
+    return {n: type(m) for n, m in part.named_modules() if type(m) in classes}
+
+
+def _assert_same_but_for(base, swapped, *, part_names):
+    """All values but the parts named are the same, and those parts are where they were."""
+    assert base.keys() == swapped.keys()
+    for key, value in base.items():
+        if isinstance(value, (int, float, str, list, type(None))):
+            assert swapped[key] == value, key
+        assert type(swapped[key]) is type(value) or key in part_names, key
+    if "codec" in base:
+        for name, part in base["codec"].named_children():
+            if name not in part_names:
+                assert str(getattr(swapped["codec"], name)) == str(part)
 
 
 @pytest.mark.parametrize("factors", [[1, 1, 1], [2, 1, 1], [2, 2, 1]], ids=str)

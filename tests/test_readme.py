@@ -23,12 +23,13 @@ COMMANDS = [
 LAUNCHERS = ("python train_", "torchrun ", "sbatch ")
 TRAINING = [line for line in COMMANDS if line.startswith(LAUNCHERS)]
 CODEC = [line for line in COMMANDS if line.startswith("python -m focalcodec ")]
+SWEEPS = [line for line in COMMANDS if line.startswith("snakemake ")]
 MODULES = [line for line in COMMANDS if line.startswith("python -m ") and line not in CODEC]
 
 
 def test_every_command_is_of_a_known_kind():
-    assert len(TRAINING) >= 5 and len(MODULES) >= 4 and len(CODEC) >= 5
-    others = set(COMMANDS) - set(TRAINING) - set(MODULES) - set(CODEC)
+    assert len(TRAINING) >= 5 and len(MODULES) >= 4 and len(CODEC) >= 5 and len(SWEEPS) >= 3
+    others = set(COMMANDS) - set(TRAINING) - set(MODULES) - set(CODEC) - set(SWEEPS)
     assert {line.split("#")[0].strip() for line in others} == {"make demo", "make test"}
 
 
@@ -66,6 +67,16 @@ def test_module_command_names_options_that_exist(command):
     for option in (word for word in argv if word.startswith("--")):
         key = f"\n{option.removeprefix('--')}: "  # of a YAML
         assert f'"{option}"' in source or key in source, option
+
+
+@pytest.mark.parametrize("command", SWEEPS)
+def test_sweep_command_names_files_and_keys_that_exist(command):
+    words = shlex.split(command)
+    for path in (word for word in words if word.startswith("recipes/")):
+        assert (ROOT / path).exists(), path
+    known = ruamel.yaml.YAML(typ="safe").load(ROOT / "recipes/ablation/rows.yaml")
+    given = words[words.index("--config") + 1 :]
+    assert {word.partition("=")[0] for word in given} <= set(known)
 
 
 def test_lines_fit_and_continued_ones_are_joined():

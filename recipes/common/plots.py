@@ -1,11 +1,14 @@
-"""Pictures of runs: loss curves and mel-spectrograms, as PNG files."""
+"""Pictures of runs: loss curves, mel-spectrograms and bars of test results, as PNG files."""
 
 import json
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -51,6 +54,44 @@ def plot_losses(runs: Mapping[str, Path], terms: Mapping[str, Sequence[str]], pa
     figure.savefig(path, dpi=120)
 
 
+def plot_bars(panels: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Horizontal bars of means, with the single values as points and their spread as a line.
+
+    Parameters
+    ----------
+    panels : by title, for each bar's label its values; the same labels in all. Where there are no
+        values the bar's place stays empty.
+    path : PNG to write.
+
+    Raises
+    ------
+    ValueError : if there is no panel.
+    """
+    if not panels:
+        raise ValueError("nothing to plot: no metric has a value")
+    labels = list(next(iter(panels.values())))
+    columns = min(4, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    label_width = 0.07 * max(len(line) for label in labels for line in label.splitlines())
+    figure = Figure(
+        figsize=(label_width + 2.2 * columns, rows * (0.9 + 0.32 * len(labels))),
+        layout="constrained",
+    )
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    for panel, (title, bars) in zip(axes, panels.items(), strict=False):
+        for place, label in enumerate(labels):
+            if bars[label]:
+                _draw_bar(panel, place, bars[label])
+        panel.set_title(title, fontsize=9)
+        panel.tick_params(labelsize=7)
+        panel.locator_params(axis="x", nbins=5)
+        panel.set_yticks(range(len(labels)), labels, fontsize=8)
+        panel.set_ylim(len(labels) - 0.5, -0.5)  # the first on top
+    for panel in axes[len(panels) :]:
+        panel.set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
 def plot_mels(signals: Mapping[str, Tensor], path: Path, *, sample_rate: int) -> None:
     """Log-mel spectrograms of signals (T,) below one another, on one scale.
 
@@ -76,3 +117,13 @@ def plot_mels(signals: Mapping[str, Tensor], path: Path, *, sample_rate: int) ->
         panel.set_ylabel("mel band", fontsize=8)
     panels[-1].set_xlabel("seconds", fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def _draw_bar(panel: Axes, place: int, values: Sequence[float]) -> None:
+    mean = statistics.fmean(values)
+    panel.barh(place, mean, height=0.65, color=f"C{place % 10}", alpha=0.6)
+    if len(values) > 1:
+        panel.errorbar(
+            mean, place, xerr=statistics.stdev(values), color="black", capsize=3, linewidth=1
+        )
+    panel.plot(values, [place] * len(values), ".", color="black", markersize=4)

@@ -123,11 +123,19 @@ def hardware(device: str | torch.device) -> dict[str, Any]:
     on_gpu = torch.device(device).type == "cuda"
     distributed = torch.distributed.is_initialized()
     return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else _cpu_model(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else cpu_model(),
         "processes": torch.distributed.get_world_size() if distributed else 1,
         "cpu_cores": _usable_cores(),
         "torch_threads": torch.get_num_threads(),
     }
+
+
+def cpu_model() -> str:
+    """Name of the processor, as far as the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
 
 
 def git_state() -> dict[str, Any]:
@@ -143,13 +151,6 @@ def git_state() -> dict[str, Any]:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
 
 
 def _usable_cores() -> int:
