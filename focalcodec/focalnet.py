@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from focalcodec.masking import check_mask, zero_padding
+from focalcodec.masking import check_frames, zero_padding
 
 
 class Compressor(nn.Module):
@@ -97,7 +97,7 @@ class Compressor(nn.Module):
         ------
         ValueError : if a shape or the type of ``mask`` does not fit.
         """
-        _check_input(feats, dim=self.input_dim, mask=mask, name="feats")
+        check_frames(feats, dim=self.input_dim, mask=mask, name="feats")
         x = feats
         run = _recomputed if self.recomputes and self.training else _once
         for layer in self.layers:
@@ -174,7 +174,7 @@ class Decompressor(nn.Module):
         ------
         ValueError : if a shape or the type of ``mask`` does not fit.
         """
-        _check_input(codes, dim=self.input_dim, mask=mask, name="codes")
+        check_frames(codes, dim=self.input_dim, mask=mask, name="codes")
         x = self.in_proj(zero_padding(codes, mask=mask))
         x = zero_padding(F.dropout(x, self.dropout, self.training), mask=mask)
         run = _recomputed if self.recomputes and self.training else _once
@@ -461,11 +461,3 @@ def _check_layers(hidden_dims: Sequence[int], *, factors: Sequence[int], name: s
         )
     if min(factors) < 1:
         raise ValueError(f"{name} must be at least 1, got {list(factors)}")
-
-
-def _check_input(x: Tensor, *, dim: int, mask: Tensor | None, name: str) -> None:
-    if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != dim:
-        raise ValueError(
-            f"{name} must be (batch, at least 1 frame, {dim} channels), got {tuple(x.shape)}"
-        )
-    check_mask(mask, like=x, name=name)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from focalcodec.masking import check_mask
+from focalcodec.masking import check_frames
 
 _SLOPE = 0.1  # of the leaky ReLUs but the last
 
@@ -96,12 +96,7 @@ class HiFiGAN(nn.Module):
         ------
         ValueError : if a shape or the type of ``mask`` does not fit.
         """
-        if feats.ndim != 3 or feats.shape[1] == 0 or feats.shape[2] != self.input_dim:
-            raise ValueError(
-                f"feats must be (batch, at least 1 frame, {self.input_dim} channels), "
-                f"got {tuple(feats.shape)}"
-            )
-        check_mask(mask, like=feats, name="feats")
+        check_frames(feats, dim=self.input_dim, mask=mask, name="feats")
         padding = None if mask is None else ~mask[:, None]
         x = self.conv_pre(_zeroed(feats.transpose(1, 2), padding))
         for step in self.steps:

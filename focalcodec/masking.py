@@ -50,6 +50,27 @@ def check_mask(mask: Tensor | None, *, like: Tensor, name: str) -> None:
         )
 
 
+def check_frames(x: Tensor, *, dim: int, mask: Tensor | None, name: str) -> None:
+    """Refuse what is no sequence of at least one frame of ``dim`` channels, or has another mask.
+
+    Parameters
+    ----------
+    x : shall be (B, N, dim), N >= 1.
+    dim : channels.
+    mask : shall be (B, N) bool, True for real frames; None for all.
+    name : what the message calls the sequence.
+
+    Raises
+    ------
+    ValueError : if a shape or the type of ``mask`` does not fit.
+    """
+    if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != dim:
+        raise ValueError(
+            f"{name} must be (batch, at least 1 frame, {dim} channels), got {tuple(x.shape)}"
+        )
+    check_mask(mask, like=x, name=name)
+
+
 def zero_padding(x: Tensor, *, mask: Tensor | None) -> Tensor:
     """Set padded frames to 0, whatever they hold.
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focalcodec.masking import check_mask, zero_padding
+from focalcodec.masking import check_frames, zero_padding
 
 NORM_EPS = 1e-6
 MAX_MAGNITUDE = 100.0
@@ -89,12 +89,7 @@ class Vocos(nn.Module):
         ------
         ValueError : if a shape or the type of ``mask`` does not fit.
         """
-        if feats.ndim != 3 or feats.shape[1] == 0 or feats.shape[2] != self.input_dim:
-            raise ValueError(
-                f"feats must be (batch, at least 1 frame, {self.input_dim} channels), "
-                f"got {tuple(feats.shape)}"
-            )
-        check_mask(mask, like=feats, name="feats")
+        check_frames(feats, dim=self.input_dim, mask=mask, name="feats")
         return self.head(self.backbone(feats, mask=mask), mask=mask)
 
 
