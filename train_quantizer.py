@@ -125,15 +125,18 @@ class QuantizerBrain(CodecBrain):
         with self.training_ctx:
             quantized = self.quantize(batch)
         terms = quantized.terms
-        means = self.hparams.reconstruction_weight * terms["reconstruction"]
-        if "commitment" in terms:
-            means = means + self.hparams.commitment_weight * terms["commitment"]
-        entropy = self.hparams.entropy_weight * terms.get("entropy", torch.zeros_like(means))
         num_frames = quantized.mask.sum()
+        weighted = {"reconstruction": self.hparams.reconstruction_weight * terms["reconstruction"]}
+        # The entropy is that of all ranks' frames already; means become so by a rank's share.
+        shares = {"reconstruction": rank_share(num_frames)}
+        if "entropy" in terms:
+            weighted["entropy"] = self.hparams.entropy_weight * terms["entropy"]
+        if "commitment" in terms:
+            weighted["commitment"] = self.hparams.commitment_weight * terms["commitment"]
+            shares["commitment"] = rank_share(quantized.tok_mask.sum())
         detached = {name: value.detach() for name, value in terms.items()}
-        detached["loss"] = (means + entropy).detach()
-        # The entropy is that of all ranks' frames already; means become so by their weight.
-        loss = rank_share(num_frames) * means + entropy
+        detached["loss"] = sum(weighted.values()).detach()
+        loss = sum(shares.get(name, 1) * value for name, value in weighted.items())
         yield Update("quantizer", loss, detached, num_frames)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:

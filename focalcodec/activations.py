@@ -28,7 +28,7 @@ class Snake(nn.Module):
 class LeakyReLU(nn.Module):
     """Leaky ReLU with the constructor of an activation factory; ``dim`` does not matter.
 
-    The paper's ablation does not give the slope; ours is PyTorch's.
+    The paper's ablation does not give the slope; the default is PyTorch's.
     """
 
     def __init__(self, dim: int, *, negative_slope: float = 0.01) -> None:

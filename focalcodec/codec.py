@@ -15,7 +15,7 @@ name       shape         unit / range       meaning
 ``feats``  (B, N, H)     ``frame_rate`` Hz  encoder features
 ``lats``   (B, L, D)     ``token_rate`` Hz  compressor output, before quantization
 ``codes``  (B, L, D)     +-1/sqrt(D)        quantized latents; BSQ's lie on the sphere
-``toks``   (B, L)        [0, 2^D)           int64, bits of the code, most significant first
+``toks``   (B, L)        [0, codebook_size) int64, entries of the code, most significant first
 ``qfeats`` (B, N', H)    ``frame_rate`` Hz  decompressor output, N' = L x upscale factors >= N
 ========== ============= ================== ======================================================
 

@@ -24,6 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+# hyperparams.yaml of earlier runs names these two here.
+from focalcodec.activations import LeakyReLU as LeakyReLU
+from focalcodec.activations import Snake as Snake
 from focalcodec.masking import check_frames, zero_padding
 
 
@@ -33,7 +36,7 @@ class Compressor(nn.Module):
     Parameters
     ----------
     input_dim : channels of feats.
-    output_dim : channels of lats, the bits of a token.
+    output_dim : channels of lats, the entries of a code.
     hidden_dims : channels of each layer.
     downscale_factors : frames that each layer joins into one, >= 1; as many as ``hidden_dims``.
     mixer : factory; ``mixer(dim)`` maps (B, N, dim) to the same shape and takes ``mask``.
@@ -113,7 +116,7 @@ class Decompressor(nn.Module):
 
     Parameters
     ----------
-    input_dim : channels of codes, the bits of a token.
+    input_dim : channels of codes, their entries.
     output_dim : channels of qfeats.
     hidden_dims : channels inside each layer.
     upscale_factors : frames that each layer makes of one, >= 1; as many as ``hidden_dims``.
@@ -264,6 +267,7 @@ class FocalBlock(nn.Module):
 
         Padded frames of the result are 0 and those of ``x`` enter nothing.
         """
+        x = zero_padding(x, mask=mask)
         if self.post_norm:
             modulated = self.modulation_norm(self.modulation(x, mask=mask))
         else:

@@ -56,7 +56,8 @@ class HiFiGAN(nn.Module):
         resblock_dilations: Sequence[int] = (1, 3, 5),
     ) -> None:
         super().__init__()
-        _check_sizes(dim, upsample_factors, upsample_kernel_sizes, resblock_kernel_sizes)
+        _check_steps(dim, upsample_factors, upsample_kernel_sizes)
+        _check_resblocks(resblock_kernel_sizes, resblock_dilations)
         self.input_dim = input_dim
         self.dim = dim
         self.upsample_factors = tuple(upsample_factors)
@@ -192,9 +193,7 @@ def _zeroed(x: Tensor, padding: Tensor | None) -> Tensor:
     return x if padding is None else x.masked_fill(padding, 0)
 
 
-def _check_sizes(
-    dim: int, factors: Sequence[int], kernel_sizes: Sequence[int], resblock_sizes: Sequence[int]
-) -> None:
+def _check_steps(dim: int, factors: Sequence[int], kernel_sizes: Sequence[int]) -> None:
     if len(factors) == 0 or len(factors) != len(kernel_sizes):
         raise ValueError(
             "upsample_factors and upsample_kernel_sizes need one entry per step, "
@@ -206,7 +205,12 @@ def _check_sizes(
                 "an entry of upsample_kernel_sizes must be its factor plus an even number, "
                 f"got {kernel_size} for factor {factor}"
             )
-    if dim % 2 ** len(factors):
+    if dim < 1 or dim % 2 ** len(factors):
         raise ValueError(f"dim must be a multiple of 2^{len(factors)}, halved by each step: {dim}")
-    if len(resblock_sizes) == 0 or not all(size % 2 for size in resblock_sizes):
-        raise ValueError(f"resblock_kernel_sizes must be odd, got {list(resblock_sizes)}")
+
+
+def _check_resblocks(kernel_sizes: Sequence[int], dilations: Sequence[int]) -> None:
+    if len(kernel_sizes) == 0 or not all(size > 0 and size % 2 for size in kernel_sizes):
+        raise ValueError(f"resblock_kernel_sizes must be odd, got {list(kernel_sizes)}")
+    if min(dilations, default=0) < 1:
+        raise ValueError(f"resblock_dilations must be at least 1, got {list(dilations)}")

@@ -5,14 +5,16 @@ Each maps (B, N, dim) to the same shape, takes ``mask`` and leaves padded frames
 The paper gives no sizes. Defaults here have the 12 dim^2 weights of the focal block, so that a row
 of the ablation compares ways to mix frames and not numbers of parameters:
 
-============== ========================================================== ======================
-block          weights                                                    mixes frames by
-============== ========================================================== ======================
-`FocalBlock`   3 dim^2 modulation, 8 feed-forward, in_proj one more       gated contexts, average
-ConformerBlock 5 attention, 3 convolution, 2 x 2 feed-forward             attention, 31 frames
-AMPBlock       4 convolutions of 3 taps, 3 each                           dilated convolutions
-LinearBlock    2 x 6 linear                                               nothing
-============== ========================================================== ======================
+============== ============================================== =================================
+block          weights / dim^2                                mixes frames by
+============== ============================================== =================================
+FocalBlock     4 modulation + 8 feed-forward                  gated contexts, average over all
+ConformerBlock 5 attention + 3 convolution + 4 feed-forward   attention to all, 31 frames
+AMPBlock       4 convolutions of 3 taps                       dilated convolutions
+LinearBlock    2 linear maps of 6                             nothing
+============== ============================================== =================================
+
+Time and memory of the Conformer's attention grow with the square of the frames.
 
 References
 ----------
@@ -66,7 +68,7 @@ class ConformerBlock(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim % num_heads or dim % 2 or kernel_size % 2 == 0:
+        if num_heads < 1 or dim % num_heads or dim % 2 or kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(
                 "dim must be even and a multiple of num_heads, and kernel_size odd, "
                 f"got dim={dim}, num_heads={num_heads}, kernel_size={kernel_size}"
@@ -190,16 +192,16 @@ class AMPBlock(nn.Module):
 
     Raises
     ------
-    ValueError : if ``kernel_size`` is even or there is no dilation.
+    ValueError : if ``kernel_size`` is even, there is no dilation or one is below 1.
     """
 
     def __init__(
         self, dim: int, *, kernel_size: int = 3, dilations: Sequence[int] = (1, 3)
     ) -> None:
         super().__init__()
-        if kernel_size % 2 == 0 or len(dilations) == 0:
+        if kernel_size < 1 or kernel_size % 2 == 0 or min(dilations, default=0) < 1:
             raise ValueError(
-                "kernel_size must be odd and dilations hold at least one, "
+                "kernel_size must be odd and dilations hold at least one, each at least 1, "
                 f"got {kernel_size} and {list(dilations)}"
             )
         self.dim = dim
@@ -275,10 +277,16 @@ class LinearBlock(nn.Module):
     ----------
     dim : channels.
     ratio : channels between the two layers, as a multiple of ``dim``.
+
+    Raises
+    ------
+    ValueError : if ``ratio`` makes less than one channel.
     """
 
     def __init__(self, dim: int, *, ratio: float = 6) -> None:
         super().__init__()
+        if round(dim * ratio) < 1:
+            raise ValueError(f"ratio must make at least one channel of {dim}, got {ratio}")
         self.dim = dim
         self.ratio = ratio
         self.norm = nn.LayerNorm(dim)
@@ -287,6 +295,7 @@ class LinearBlock(nn.Module):
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Map (B, N, dim) frame by frame; frames where ``mask`` (B, N) is False become 0."""
+        x = zero_padding(x, mask=mask)
         return zero_padding(x + self.out_proj(self.in_proj(self.norm(x))), mask=mask)
 
 

@@ -20,7 +20,7 @@ References
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ _BOUND_EPS = 1e-3  # keeps the outermost levels of FSQ inside the range of tanh,
 
 
 class Quantized(NamedTuple):
-    """Result of a quantizer: ``toks`` (..., L) int64 in [0, 2^D) and ``codes`` (..., L, D)."""
+    """Result of a quantizer: ``toks`` (..., L) int64 below its size, and ``codes`` (..., L, D)."""
 
     toks: Tensor
     codes: Tensor
@@ -81,7 +81,16 @@ class _Quantizer(nn.Module):
         """Latents (..., D) without what the codes do not depend on; as they are if on all of it."""
         return lats
 
-    def entropy_loss(self, lats: Tensor, **settings: Any) -> EntropyTerms | None:
+    def entropy_loss(
+        self,
+        lats: Tensor,
+        *,
+        mask: Tensor | None = None,
+        inverse_temperature: float = 100.0,
+        diversity_weight: float = 1.0,
+        clamp: float | None = None,
+        across_ranks: bool = True,
+    ) -> EntropyTerms | None:
         """Term that makes codes sure and evenly used; None for a method without it."""
         return None
 
@@ -366,7 +375,8 @@ class LookupFreeQuantizer(_SignQuantizer):
     """Signs of latents as they are: 2^D codes with entries +-1.
 
     The soft assignment is the softmax of 2 t x.c (the squared distance to a code, up to terms that
-    all codes share), so a bit's logit is 4 t x_i and is not bounded as on the sphere.
+    all codes share), so a bit's logit is 4 t x_i: not bounded as on the sphere, and near a code D
+    times as large. At t = 100 the entropy term has a gradient only where latents are close to 0.
 
     Parameters
     ----------
@@ -427,7 +437,7 @@ class FiniteScalarQuantizer(_Quantizer):
 
     Parameters
     ----------
-    levels : L of each entry, at least 3; [8, 5, 5, 5] is the paper's choice for about 2^10 codes.
+    levels : L of each entry, 3 to 1000; [8, 5, 5, 5] is the paper's choice for about 2^10 codes.
 
     Attributes
     ----------
@@ -436,7 +446,7 @@ class FiniteScalarQuantizer(_Quantizer):
 
     Raises
     ------
-    ValueError : if there is no level, one is below 3, or there are more than 2^62 codes.
+    ValueError : if there is no level, one is out of range, or there are more than 2^62 codes.
 
     References
     ----------
@@ -446,9 +456,9 @@ class FiniteScalarQuantizer(_Quantizer):
 
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
-        levels = tuple(levels)
-        if not levels or not all(isinstance(level, int) and level >= 3 for level in levels):
-            raise ValueError(f"levels are whole numbers of at least 3, one an entry, got {levels}")
+        levels = tuple(levels) if isinstance(levels, Sequence) else ()
+        if not levels or not all(isinstance(one, int) and 3 <= one <= 1000 for one in levels):
+            raise ValueError(f"levels is a list of whole numbers from 3 to 1000, got {levels}")
         if math.prod(levels) > 2**_MAX_BITS:
             raise ValueError(f"levels {levels} make more than 2^{_MAX_BITS} codes")
         self.levels = levels

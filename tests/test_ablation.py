@@ -50,9 +50,10 @@ def test_row_trains_and_its_codec_decodes_as_many_samples(row, corpus, decoder_r
     batch = torch.nn.utils.rnn.pad_sequence(sigs, batch_first=True)
     toks = codec.sig_to_toks(batch, lens=sizes / batch.shape[1])
     decoded = codec.toks_to_sig(toks, num_samples=sizes)
-    assert decoded.shape == batch.shape
+    assert decoded.shape == batch.shape and decoded.isfinite().all()
     for sig, own, size in zip(sigs, toks, sizes.tolist(), strict=True):
         alone = codec.sig_to_toks(sig[None])[0]
+        assert codec.toks_to_sig(alone[None]).abs().max() > 1e-4, "not silence"
         assert len(alone) == -(-size // 320)
         assert torch.equal(own[: len(alone)], alone), "padding changes no token"
 

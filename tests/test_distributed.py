@@ -28,6 +28,9 @@ conv_pos_groups: 2
 """
 
 
+LFQ = "!include:quantizer/lfq_10bit.yaml"
+
+
 def _become(rank: int, port: int) -> None:
     os.environ |= {
         "RANK": str(rank),
@@ -89,9 +92,11 @@ def test_two_processes_finish_with_one_encoder_and_one_set_of_weights(stage, cor
         assert metrics["valid"]["num_tokens"] == frames
 
 
-def _step_once(stage: str, corpus: Path, folder: Path, *, utterances: slice, ranks: int) -> None:
+def _step_once(
+    stage: str, corpus: Path, folder: Path, overrides: dict, *, utterances: slice, ranks: int
+) -> None:
     """One step of plain gradient descent, whose change of the weights is the gradient."""
-    arguments = options(stage, corpus, folder / f"{ranks}", batch_size=4 // ranks)
+    arguments = options(stage, corpus, folder / f"{ranks}", batch_size=4 // ranks, **overrides)
     if ranks > 1:
         arguments.append("--distributed_backend=gloo")
     brain, loader, _, _ = build_experiment(STAGES[stage][0], arguments)
@@ -106,17 +111,31 @@ def _step_once(stage: str, corpus: Path, folder: Path, *, utterances: slice, ran
     brain.run_log.close()
 
 
-def _step_of_half(rank: int, port: int, stage: str, corpus: Path, folder: Path) -> None:
+def _step_of_half(
+    rank: int, port: int, stage: str, corpus: Path, folder: Path, overrides: dict
+) -> None:
     _become(rank, port)
-    _step_once(stage, corpus, folder, utterances=slice(2 * rank, 2 * rank + 2), ranks=2)
+    half = slice(2 * rank, 2 * rank + 2)
+    _step_once(stage, corpus, folder, overrides, utterances=half, ranks=2)
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_with_half_of_a_batch_each_are_one_with_all_of_it(stage, corpus, tmp_path):
+@pytest.mark.parametrize(
+    ("stage", "overrides"),
+    [
+        ("decoder", {}),
+        ("quantizer", {}),
+        ("quantizer", {"quantizer": LFQ, "downscale_factors": "[2, 2, 2]"}),
+        ("quantizer", {"quantizer": "!include:quantizer/fsq_10bit.yaml"}),
+    ],
+    ids=["decoder", "bsq", "lfq", "fsq"],
+)
+def test_two_ranks_with_half_of_a_batch_each_are_one_with_all_of_it(
+    stage, overrides, corpus, tmp_path
+):
     """Utterances have unequal lengths: a mean of the ranks' means would be another."""
-    _on_two_ranks(_step_of_half, stage, corpus, tmp_path)
-    _step_once(stage, corpus, tmp_path, utterances=slice(0, 4), ranks=1)
+    _on_two_ranks(_step_of_half, stage, corpus, tmp_path, overrides)
+    _step_once(stage, corpus, tmp_path, overrides, utterances=slice(0, 4), ranks=1)
     apart, together = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (2, 1))
     largest = max(change.norm() for change in together)
     for actual, expected in zip(apart, together, strict=True):

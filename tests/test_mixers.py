@@ -50,12 +50,12 @@ def test_padding_never_changes_a_result(mixer):
 @mixers
 def test_padding_gets_no_gradient(mixer):
     block = randomize(mixer(8))
-    x = torch.randn(2, 9, 8, requires_grad=True)
     mask = lengths_to_mask(torch.tensor([9, 4]), 9)
+    x = torch.randn(2, 9, 8).masked_fill(~mask[..., None], math.nan).requires_grad_()
     block(x, mask=mask).square().sum().backward()
     assert not x.grad[~mask].any()
     assert x.grad[mask].abs().sum(dim=-1).min() > 0
-    assert all(parameter.grad is not None for parameter in block.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in block.parameters())
 
 
 @mixers
@@ -169,6 +169,20 @@ def test_anti_aliased_snake_equals_transformers_bigvgan():
     ours.snake = snake
     x = torch.randn(2, 3, 17)
     assert torch.allclose(ours(x), theirs(x), atol=1e-6)  # float32, two filters of 12 taps
+
+
+def test_amp_equals_transformers_bigvgan_on_its_weights():
+    qwen = pytest.importorskip("transformers.models.qwen2_5_omni.modeling_qwen2_5_omni")
+    theirs = qwen.Qwen2_5OmniAMPBlock(6, kernel_size=3, dilation=(1, 3, 5)).eval()
+    block = randomize(AMPBlock(6, dilations=(1, 3, 5)))
+    for i, (activation, conv) in enumerate(zip(block.activations, block.convs, strict=True)):
+        theirs.activations[i].act = activation.snake
+        copy = (theirs.convs1 if i % 2 == 0 else theirs.convs2)[i // 2]
+        copy.load_state_dict({"weight": conv.weight.detach(), "bias": conv.bias.detach()})
+    x = torch.randn(2, 13, 6)
+    with torch.no_grad():
+        expected = theirs(x.transpose(1, 2)).transpose(1, 2)
+        assert torch.allclose(block(x), expected, atol=1e-5)  # float32, 6 convolutions
 
 
 def test_low_pass_halves_the_cutoff_keeps_what_is_below_and_stops_what_is_above():

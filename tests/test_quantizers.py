@@ -1,4 +1,4 @@
-"""Binary quantizers: bits, tokens and codes; the factorised entropy term against brute force."""
+"""Binary quantizers: bits, tokens and codes; the entropy term against brute force; commitment."""
 
 import math
 
@@ -451,3 +451,27 @@ def test_a_mask_that_does_not_fit_is_refused(mask):
 def test_code_dim_must_be_a_number_of_bits(code_dim):
     with pytest.raises(ValueError, match="code_dim"):
         BinarySphericalQuantizer(code_dim)
+
+
+# ------------------------------------------------------------------ commitment
+
+
+def test_commitment_is_the_mean_squared_distance_of_real_frames_to_their_codes():
+    lats = torch.randn(2, 3, 4, dtype=torch.float64)
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    padded = lats.masked_fill(~mask[..., None], math.nan).requires_grad_()
+    loss = LookupFreeQuantizer(4).commitment_loss(padded, mask=mask)
+    loss.backward()
+    assert padded.grad[mask].all() and not padded.grad[~mask].any()
+    expected = (lats - lats.sign())[mask].square().mean()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_commitment_pulls_latents_to_their_codes():
+    lats = torch.tensor([[[3.0, -0.2]]], requires_grad=True)
+    LookupFreeQuantizer(2).commitment_loss(lats).backward()
+    assert lats.grad.tolist() == [[[2.0, pytest.approx(0.8)]]]
+
+
+def test_on_the_sphere_there_is_no_commitment():
+    assert BinarySphericalQuantizer(4).commitment_loss(torch.randn(1, 2, 4)) is None

@@ -106,7 +106,7 @@ def start(checkout: Path, *options: str) -> subprocess.Popen:
 def sweep(checkout: Path, *options: str, status: int = 0) -> str:
     """Run the sweep to its end; what it prints."""
     process = start(checkout, *options)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=240)
     assert process.returncode == status, printed
     return printed
 
@@ -166,8 +166,10 @@ def test_killed_sweep_goes_on_with_the_same_command(checkout, corpus):
     options = ("--cores", "1", "--configfile", "small.yaml")
     output = checkout / OUTPUT
     process = start(checkout, *options)
+    deadline = time.monotonic() + 120
     while not (found := list(output.glob("*/*/1/save/CKPT*"))):
         assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no checkpoint in two minutes"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

@@ -25,7 +25,7 @@ _RANGES = {
     "factor": (0, _LARGEST),
     "focal_factor": (0, _LARGEST),
     "focal_level": (1, _MOST_MODULES),
-    "levels": (3, _LARGEST),
+    "levels": (3, 1000),
     "level": (1, _MOST_MODULES),
     "n_fft": (1, 2**16),  # with n_mels it bounds the filters of LogMel, which no file holds
     "n_mels": (1, 2**10),

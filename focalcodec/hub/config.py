@@ -132,11 +132,14 @@ def describe_parts(parts: Mapping[str, nn.Module]) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError : if a part is of a class that the tables of this file do not hold.
+    ValueError : if a part is of a class that the tables of this file do not hold, or has an
+        argument that no configuration may have.
     """
     config: dict[str, Any] = {}
     for part in PARTS:
         config[f"{part}_name"], config[f"{part}_config"] = _describe_part(part, parts[part])
+    for part in PARTS:  # what is out of range could be saved, but not loaded
+        _read_part(part, config, layout=V002, where="the codec to save")
     return config
 
 

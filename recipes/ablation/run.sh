@@ -7,6 +7,10 @@ set -u
 folder=$1 minutes=$2
 shift 2
 
+if [ "$minutes" -lt 10 ]; then
+    echo "runtime is $minutes minutes, of which saving may take five; set at least 10" >&2
+    exit 2
+fi
 trap : TERM # which the command gets as well: wait until it has saved
 exec 9> "$folder/lock"
 flock 9 # an earlier process may have survived its sweep; the lock ends with its holder
