@@ -299,6 +299,35 @@ def test_folder_given_twice_counts_once(tmp_path):
 # The paper
 
 
+def test_paths_in_a_run_are_relative_to_where_it_was_started(tmp_path, monkeypatch):
+    """Not to where the table is made, where another run may have the same name."""
+    folders = {"output_folder": "results/q", "save_folder": "results/trained/save"}
+    names = {"theirs": "at home", "decoy": "elsewhere"}
+    for place, command in names.items():
+        run = write_decoder_run(tmp_path / place / "results/decoder")
+        start = json.loads((run / "run.json").read_text())["starts"][0] | {"command": command}
+        content = json.loads((run / "run.json").read_text()) | {"starts": [start]}
+        (run / "run.json").write_text(json.dumps(content))
+        write_run(tmp_path / place / "results/trained", seed=len(place))
+    row = write_run(tmp_path / "theirs/results/q", decoder_checkpoint="results/decoder", **folders)
+    monkeypatch.chdir(tmp_path / "decoy")
+    run = read_run(row)
+    assert run.seed == len("theirs")
+    assert [start.command for start in run.starts if "decoder" in start.role] == ["at home"]
+
+
+def test_runs_with_decoders_of_other_batches_are_not_averaged(tmp_path):
+    for seed, processes in ((1, 1), (2, 4)):
+        decoder = write_decoder_run(tmp_path / f"decoder{seed}")
+        content = json.loads((decoder / "run.json").read_text())
+        content["starts"][0]["hardware"] = HARDWARE | {"processes": processes}
+        (decoder / "run.json").write_text(json.dumps(content))
+        write_run(tmp_path / f"run{seed}", seed=seed, decoder_checkpoint=decoder)
+    groups = table_of(tmp_path).groups
+    assert [len(group.runs) for group in groups] == [1, 1]
+    assert "decoder_training.processes" in groups[1].differences
+
+
 def test_rows_come_in_the_papers_order_with_its_numbers_and_others_after_them(tmp_path):
     rows = read_markdown(markdown(table_of(write_rows(tmp_path))))
     names = [tuple(row[part] for part in Row._fields) for row in rows]

@@ -112,7 +112,7 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
         hparams = load_hyperpyyaml(file, overrides)
     folder = RunFolder(
         hparams["output_folder"],
-        command=[Path(sys.argv[0]).name, *argv],
+        command=["python", Path(sys.argv[0]).name, *argv],
         config_hash=config_hash(param_file, overrides),
     )
     folder.refuse_other_configuration()

@@ -135,7 +135,7 @@ def read_run(folder: Path) -> QuantizerRun:
             "with --test_only"
         )
     training = _training(tested)
-    decoder = _decoder(nodes)
+    decoder = _decoder(tested)
     trained = tested if training.description is None else training
     return QuantizerRun(
         folder=folder,
@@ -203,18 +203,29 @@ def _training(tested: RunFiles) -> RunFiles:
     save = Path(tested.nodes["save_folder"])
     if save.is_relative_to(tested.nodes["output_folder"]):
         return tested
-    return read_run_files(save.parent)
+    return read_run_files(_named(save, by=tested).parent)
 
 
-def _decoder(nodes: Mapping[str, Any]) -> RunFiles | None:
+def _decoder(tested: RunFiles) -> RunFiles | None:
     """Run that ``decoder_checkpoint`` is, or lies in; None without one."""
-    checkpoint = nodes.get("decoder_checkpoint")
+    checkpoint = tested.nodes.get("decoder_checkpoint")
     if checkpoint is None:
         return None
-    path = Path(checkpoint)
+    path = _named(Path(checkpoint), by=tested)
     above = (path, *path.parents[:3])  # RUN/save/CHECKPOINT/decoder.ckpt
     run = next((folder for folder in above if (folder / "run.json").is_file()), path)
     return read_run_files(run)
+
+
+def _named(path: Path, *, by: RunFiles) -> Path:
+    """Place of a path in a run's YAML, which is relative to where the run was started.
+
+    That is where its own ``output_folder`` leads to the folder that it lies in; of a run that was
+    moved it is not known, and the path is left as it is.
+    """
+    folder, output = by.folder.resolve(), Path(by.nodes["output_folder"])
+    known = not output.is_absolute() and folder.parts[-len(output.parts) :] == output.parts
+    return folder.parents[len(output.parts) - 1] / path if known else path
 
 
 def _configuration(tested: RunFiles, trained: RunFiles, decoder: RunFiles | None) -> dict[str, str]:
@@ -228,8 +239,9 @@ def _configuration(tested: RunFiles, trained: RunFiles, decoder: RunFiles | None
         configuration |= _compared(decoder.nodes, prefix="decoder_training.")
         if decoder.description is None:
             configuration["decoder_checkpoint"] = repr(str(decoder.folder))
-    if trained.processes > 1:  # one, or an older version that did not count
-        configuration["training.processes"] = str(trained.processes)
+    for role, run in (("training", trained), ("decoder_training", decoder)):
+        if run is not None and run.description is not None and run.processes > 1:
+            configuration[f"{role}.processes"] = str(run.processes)  # an older version counts none
     manifests = {
         "data.training": trained.folder / "train.json",
         "data.test": tested.folder / "test.json",
