@@ -1,6 +1,6 @@
 r"""Print a table of tested runs beside the paper's numbers: made from run folders, never typed.
 
-    python -m recipes.results results/ablation/rows --plot ablation.png
+    python -m recipes.results results/ablation --plot ablation.png
     python -m recipes.results RUN RUN --format csv --output table.csv
 
 Reads ``run.json``, ``metrics.json`` and ``hyperparams.yaml`` of runs of ``train_quantizer.py``, and

@@ -316,6 +316,15 @@ def test_paths_in_a_run_are_relative_to_where_it_was_started(tmp_path, monkeypat
     assert [start.command for start in run.starts if "decoder" in start.role] == ["at home"]
 
 
+def test_training_whose_test_lies_elsewhere_is_no_row_of_its_own(tmp_path):
+    trained = write_run(tmp_path / "trained", decoder_checkpoint="null")
+    row = write_run(tmp_path / "row", save_folder=trained / "save")
+    found = find_runs([tmp_path])
+    assert [run.folder for run in found.runs] == [row]
+    assert found.left_out == {"whose test with a decoder is in the table": 1}
+    assert len(find_runs([tmp_path, trained]).runs) == 2, "unless it is named"
+
+
 def test_runs_with_decoders_of_other_batches_are_not_averaged(tmp_path):
     for seed, processes in ((1, 1), (2, 4)):
         decoder = write_decoder_run(tmp_path / f"decoder{seed}")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from recipes.common.experiment import CONTINUABLE, canonical
 from recipes.common.files import file_crc, read_json
-from recipes.common.paper import Row, order, row_of
+from recipes.common.paper import NO_DECODER, Row, order, row_of
 from recipes.common.run_origin import RunFiles, Start, read_run_files, starts_of
 
 # How long a run was trained says nothing about whether it may go on, but much about its results.
@@ -36,7 +36,8 @@ class QuantizerRun(NamedTuple):
 
     ``configuration`` holds everything that makes two results different beside the seed, by dotted
     path; ``test`` is the test's part of ``metrics.json``; ``parameters`` counts by part, None if
-    the run is of a version that did not record them.
+    the run is of a version that did not record them. ``trained_in`` is the training's folder,
+    mostly its own.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class QuantizerRun(NamedTuple):
     test: dict[str, Any]
     parameters: dict[str, int] | None
     starts: list[Start]
+    trained_in: Path
 
 
 class SeedGroup(NamedTuple):
@@ -97,6 +99,11 @@ def find_runs(paths: Iterable[Path]) -> FoundRuns:
                     raise
                 other = isinstance(error, OtherStageError)
                 left_out[folder.resolve()] = "of the decoder stage" if other else "without a test"
+    trainings = {run.trained_in for run in runs.values() if run.trained_in != run.folder.resolve()}
+    for folder in trainings & runs.keys():
+        if runs[folder].row.decoder == NO_DECODER and folder not in {p.resolve() for p in paths}:
+            del runs[folder]
+            left_out[folder] = "whose test with a decoder is in the table"
     counts = Counter(left_out.values())
     if not runs:
         beside = f"; there are {left_out_line(counts)}" if counts else ""
@@ -145,6 +152,7 @@ def read_run(folder: Path) -> QuantizerRun:
         test=test,
         parameters=tested.description.get("parameters"),
         starts=_starts(tested, training, decoder),
+        trained_in=trained.folder.resolve(),
     )
 
 
