@@ -8,8 +8,9 @@ import sys
 import pytest
 import soundfile
 import torch
+from hyperpyyaml import load_hyperpyyaml
 
-from focalcodec import FocalCodec
+from focalcodec import FocalCodec, activations
 from recipes.common.dataio import load_sig
 from recipes.common.weights import load_parameters
 from recipes.export import export, main
@@ -90,3 +91,10 @@ def test_folder_that_is_no_run_is_named_in_one_line(quantizer_run, tmp_path, cap
     assert main([str(word) for word in words]) == 1
     error = capsys.readouterr().err
     assert "is no run folder" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["Snake", "LeakyReLU"])
+def test_runs_of_earlier_versions_find_their_activations(name):
+    """Their hyperparams.yaml names the module that these were in."""
+    text = f"activation: !name:focalcodec.focalnet.{name}"
+    assert load_hyperpyyaml(text)["activation"] is getattr(activations, name)
