@@ -2,9 +2,10 @@
 
 from functools import partial
 
+from focalcodec.fsq import FiniteScalarQuantizer
 from focalcodec.hifigan import HiFiGAN
 from focalcodec.mixers import AMPBlock, ConformerBlock, LinearBlock
-from focalcodec.quantizers import FiniteScalarQuantizer, LookupFreeQuantizer
+from focalcodec.quantizers import LookupFreeQuantizer
 
 ABLATION = {
     "conformer": {"mixer": partial(ConformerBlock, num_heads=2, kernel_size=5)},

@@ -125,7 +125,10 @@ def _step_of_half(
     [
         ("decoder", {}),
         ("quantizer", {}),
-        ("quantizer", {"quantizer": LFQ, "downscale_factors": "[2, 2, 2]", "commitment_weight": 50}),
+        (
+            "quantizer",
+            {"quantizer": LFQ, "downscale_factors": "[2, 2, 2]", "commitment_weight": 50},
+        ),
         ("quantizer", {"quantizer": "!include:quantizer/fsq_10bit.yaml"}),
     ],
     ids=["decoder", "bsq", "lfq", "fsq"],

@@ -5,10 +5,8 @@ import math
 import pytest
 import torch
 
-from focalcodec.quantizers import (
-    FiniteScalarQuantizer,
-    LookupFreeQuantizer,
-)
+from focalcodec.fsq import FiniteScalarQuantizer
+from focalcodec.quantizers import LookupFreeQuantizer
 
 LEVELS = [8, 5, 5, 5]
 

@@ -12,14 +12,11 @@ from speechbrain.utils.run_opts import RunOptions
 
 from focalcodec.activations import LeakyReLU, Snake
 from focalcodec.focalnet import FocalBlock
+from focalcodec.fsq import FiniteScalarQuantizer
 from focalcodec.hifigan import HiFiGAN
 from focalcodec.logmel import LogMel
 from focalcodec.mixers import AMPBlock, ConformerBlock, LinearBlock
-from focalcodec.quantizers import (
-    BinarySphericalQuantizer,
-    FiniteScalarQuantizer,
-    LookupFreeQuantizer,
-)
+from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
 from focalcodec.wavlm import WavLM
 from recipes.common.experiment import canonical, config_hash, parse_command_line
 

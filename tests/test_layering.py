@@ -10,6 +10,7 @@ BASE = {
     f"focalcodec.{name}" for name in ("masking", "streaming", "fastconv", "activations", "entropy")
 }
 MODELS = {f"focalcodec.{name}" for name in "wavlm logmel focalnet mixers vocos hifigan".split()}
+QUANTIZERS = {"focalcodec.quantizers", "focalcodec.fsq"}
 WORDS = {"focalcodec.hub.arguments", "focalcodec.hub.legacy", "focalcodec.hub.config"}
 FILES = WORDS | {f"focalcodec.hub{name}" for name in ("", ".weights", ".encoder", ".files")}
 COMMAND_LINE = {"focalcodec.__main__", "focalcodec.cli"} | {
@@ -55,12 +56,14 @@ def test_imports_keep_to_their_layer(path):
     module, names = _module(path), _imports(path)
     if module.split(".")[0] == "focalcodec":
         assert not _within(names, TRAINING), "the codec runs without the training side"
-    if module in BASE | {"focalcodec.quantizers", "focalcodec.bitstream", "focalcodec.conversion"}:
-        allowed = BASE if module == "focalcodec.quantizers" else set()
+    if module in BASE | QUANTIZERS | {"focalcodec.bitstream", "focalcodec.conversion"}:
+        allowed = BASE if module in QUANTIZERS else set()
+        if module == "focalcodec.fsq":
+            allowed = allowed | {"focalcodec.quantizers"}
         ours = {name for name in names if name.startswith("focalcodec")}
         assert all(any(name.startswith(base) for base in allowed) for name in ours), ours
     if module in MODELS:
-        others = MODELS | TOP | FILES | {"focalcodec.quantizers"}
+        others = MODELS | TOP | FILES | QUANTIZERS
         assert not {name for name in names if name in others - {module}}, "models are independent"
     if module in WORDS:
         above = TOP | FILES - WORDS

@@ -24,16 +24,13 @@ from torch import Tensor, nn
 
 from focalcodec.activations import LeakyReLU, Snake
 from focalcodec.focalnet import Compressor, Decompressor, FocalBlock
+from focalcodec.fsq import FiniteScalarQuantizer
 from focalcodec.hifigan import HiFiGAN
 from focalcodec.hub.arguments import Where, check_arguments, defaults_of, kinds_of, listed, shown
 from focalcodec.hub.legacy import V001, V002, default_arguments, default_name, layout_of_config
 from focalcodec.logmel import LogMel
 from focalcodec.mixers import AMPBlock, ConformerBlock, LinearBlock
-from focalcodec.quantizers import (
-    BinarySphericalQuantizer,
-    FiniteScalarQuantizer,
-    LookupFreeQuantizer,
-)
+from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
 from focalcodec.vocos import Vocos
 from focalcodec.wavlm import WavLM
 
