@@ -316,11 +316,9 @@ def test_workers_compute_on_one_thread(corpus):
         lambda utt_id: torch.get_num_threads(), takes=["id"], provides="num_threads"
     )
     dataset.set_output_keys(["num_threads"])
-    threads = torch.get_num_threads()
     torch.set_num_threads(2)
     loader = make_dataloader(dataset, **dataio.loader_kwargs(seed=0, num_workers=2))
     assert {batch.num_threads.item() for batch in loader} == {1}
-    torch.set_num_threads(threads)
 
 
 # Batches by seconds
