@@ -38,6 +38,39 @@ def measure(
     return {name: values[1:] for name, values in times.items()}
 
 
+class PartOfRuns:
+    """A run, and for each time that it is called the seconds that a module's forward took of it.
+
+    Parameters
+    ----------
+    run : calls the module, any number of times.
+    module : of which forward is timed.
+    device : of the module.
+    """
+
+    def __init__(
+        self, run: Callable[[], Any], module: torch.nn.Module, *, device: torch.device
+    ) -> None:
+        self.run, self.device = run, device
+        self.seconds: list[float] = []
+        self._start = 0.0
+        module.register_forward_pre_hook(self._begin)
+        module.register_forward_hook(self._end)
+
+    def __call__(self) -> None:
+        """Run once."""
+        self.seconds.append(0.0)
+        self.run()
+
+    def _begin(self, *_: Any) -> None:
+        wait(self.device)
+        self._start = time.perf_counter()
+
+    def _end(self, *_: Any) -> None:
+        wait(self.device)
+        self.seconds[-1] += time.perf_counter() - self._start
+
+
 def wait(device: torch.device) -> None:
     """Wait for what a CUDA device still has to do."""
     if device.type == "cuda":

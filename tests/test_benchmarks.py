@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.inference import compare_precisions, compare_sides
-from benchmarks.measuring import measure
+from benchmarks.measuring import PartOfRuns, measure
 from benchmarks.subjects import plain_encoder, synthetic
 
 
@@ -60,3 +60,18 @@ def test_runs_alternate_behind_one_warm_up():
     runs = {name: (lambda name=name: calls.append(name)) for name in "ab"}
     times = measure(runs, repeats=2, device=torch.device("cpu"))
     assert calls == list("ababab") and [len(times[name]) for name in "ab"] == [2, 2]
+
+
+def test_a_part_of_runs_is_summed_over_its_calls_and_within_the_whole():
+    part = torch.nn.Linear(64, 64)
+    calls = iter([1, 3, 0])
+
+    def run():
+        for _ in range(next(calls)):
+            part(torch.ones(2, 64))
+
+    timed = PartOfRuns(run, part, device=torch.device("cpu"))
+    times = measure({"whole": timed}, repeats=2, device=torch.device("cpu"))["whole"]
+    assert len(timed.seconds) == 3 and timed.seconds[0] > 0
+    assert 0 < timed.seconds[1] < times[0]
+    assert timed.seconds[2] == 0 < times[1]
