@@ -5,6 +5,7 @@ HyperPyYAML and SpeechBrain's parser lose some overrides without a word; none is
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ruamel.yaml
@@ -101,3 +102,21 @@ def _refuse_lost_override(key: str, value: Any, main: CommentedMap) -> None:
             "cannot be overridden one by "
             f"one; copy the file, change it and pass --{key} '!include:COPY.yaml'"
         )
+
+
+def block_name(param_file: str, overrides: str, key: str) -> str:
+    """Name of the block file that a key includes, without folders and suffix.
+
+    Raises
+    ------
+    ValueError : if the key is no include.
+    """
+    yaml = ruamel.yaml.YAML()
+    with open(param_file, encoding="utf-8") as file:
+        keys = yaml.load(file)
+    keys.update((yaml.load(overrides) if overrides else None) or {})
+    tag = getattr(keys.get(key), "tag", None)
+    kind, _, file_name = (tag.value or "" if tag is not None else "").partition(":")
+    if kind != "!include":
+        raise ValueError(f"{key} must be a block file: pass --{key} '!include:FILE.yaml'")
+    return Path(file_name).stem

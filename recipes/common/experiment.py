@@ -116,13 +116,7 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
     )
     folder.refuse_other_configuration()
     folder_outside(hparams["output_folder"], existing_folder(hparams["data_folder"]))
-    sb.create_experiment_directory(
-        experiment_directory=hparams["output_folder"],
-        hyperparams_to_save=param_file,
-        overrides=overrides,
-    )
-    if if_main_process():  # leave no copy of this file, which SpeechBrain makes of its caller
-        (Path(hparams["output_folder"]) / Path(__file__).name).unlink()
+    folder.create(param_file, overrides)
     run_on_main(prepare_run, kwargs={"hparams": hparams})
     load_encoder(hparams["encoder"], hparams["encoder_checkpoint"])
     hparams["checkpointer"].config_hash = folder.config_hash

@@ -15,7 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import speechbrain as sb
 import torch
+from speechbrain.utils.distributed import if_main_process
 
 from recipes.common.files import read_json, write_json
 
@@ -59,6 +61,14 @@ class RunFolder:
                 f"{description['command']}); choose another folder with --output_folder, or "
                 "remove this one"
             )
+
+    def create(self, param_file: str, overrides: str) -> None:
+        """Make the folder with ``hyperparams.yaml`` and the logs; every rank has to call it."""
+        sb.create_experiment_directory(
+            experiment_directory=str(self.path), hyperparams_to_save=param_file, overrides=overrides
+        )
+        if if_main_process():  # leave no copy of this file, which SpeechBrain makes of its caller
+            (self.path / Path(__file__).name).unlink()
 
     def describe(
         self,
