@@ -14,9 +14,9 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from recipes.common import dataio
+from recipes.common.corpus_files import SUBSETS, find_audio
 from recipes.common.dataio import BadAudioError
-from recipes.common.manifests import SUBSETS, find_audio
-from recipes.corpora import folder, librispeech, libritts, synthetic
+from recipes.corpora import espeak, folder, librispeech, libritts, sentences, synthetic
 
 LIMITS = {"min_duration_s": 0.05, "max_duration_s": 1.0}
 SPLITS = {"train_splits": ["train-a", "train-b"], "valid_splits": ["dev"], "test_splits": ["test"]}
@@ -413,15 +413,15 @@ def test_synthetic_voices_differ_between_speakers():
 def test_synthetic_voices_exist_in_the_wheel():
     loader = pytest.importorskip("espeakng_loader")
     variants = {path.name for path in Path(loader.get_data_path(), "voices", "!v").iterdir()}
-    assert set(synthetic.LOW_VOICES) | set(synthetic.HIGH_VOICES) <= variants
+    assert set(espeak.LOW_VOICES) | set(espeak.HIGH_VOICES) <= variants
 
 
 def test_synthetic_sentences_are_all_different():
-    sentences = [synthetic.sentence(i, seed=0) for i in range(10_000)]
-    assert len(set(sentences)) == 10_000
-    lengths = [len(text.split()) for text in sentences]
+    texts = [sentences.sentence(i, seed=0) for i in range(10_000)]
+    assert len(set(texts)) == 10_000
+    lengths = [len(text.split()) for text in texts]
     assert min(lengths) >= 6 and max(lengths) <= 32
-    assert all(text[0].isupper() and text.endswith(".") for text in sentences)
+    assert all(text[0].isupper() and text.endswith(".") for text in texts)
 
 
 def test_synthetic_without_the_wheel_names_it(tmp_path, monkeypatch):
