@@ -1,8 +1,9 @@
 """From a folder of audio files to manifests: splits, headers, limits, draws.
 
 First step of training and evaluation. A module of ``recipes.corpora`` lists its utterances;
-`write_manifests` reads their headers and writes ``{train,valid,test}.json`` and ``bad_files.tsv`` into the output
-folder (the user's data are only ever read). `recipes.common.dataio` loads what they name.
+`write_manifests` reads their headers and writes ``{train,valid,test}.json`` and ``bad_files.tsv``
+into the output folder (the user's data are only ever read). `recipes.common.dataio` loads what they
+name.
 
 A manifest is JSON, one utterance a line, sorted by id, for SpeechBrain's ``DynamicItemDataset``::
 

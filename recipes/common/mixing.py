@@ -114,7 +114,7 @@ def extend_noise(noise: Tensor, *, num_samples: int) -> Tensor:
     """Repeat noise up to a length, each time faded into its own beginning over half a second.
 
     The fades are the halves of a Hann window, so their factors add up to 1 everywhere [1].
-    LibriMix fails for noise shorter than the fade; here the fade is at most half of such noise.
+    LibriMix cannot extend noise that is no longer than the fade; here the fade is half of it then.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def extend_noise(noise: Tensor, *, num_samples: int) -> Tensor:
     -------
     (num_samples,): the beginning of ``noise`` if it is long enough.
     """
-    fade = min(_FADE, len(noise) // 2)
+    fade = _FADE if len(noise) > _FADE else len(noise) // 2
     ramp = torch.arange(fade, dtype=torch.float64) / max(1, fade - 1)
     rising = (0.5 - 0.5 * torch.cos(torch.pi * ramp)).to(noise.dtype)
     extended = noise

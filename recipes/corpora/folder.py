@@ -74,8 +74,9 @@ def prepare(
     Raises
     ------
     FileNotFoundError : if the data folder or a named folder is missing.
-    ValueError : if an argument is out of range, a path begins with none of ``languages``, there are too few speakers or utterances to split,
-        or nothing is left of a subset; BadAudioError with ``on_bad_file="raise"``.
+    ValueError : if an argument is out of range, a path begins with none of ``languages``, there are
+        too few speakers or utterances to split, or nothing is left of a subset; BadAudioError with
+        ``on_bad_file="raise"``.
     """
     root = existing_folder(data_folder)
     describe = functools.partial(describe_tree, root=root, speaker_level=speaker_level)

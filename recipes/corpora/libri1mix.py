@@ -144,15 +144,15 @@ def read_metadata(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"LibriMix metadata {path} not found; clone github.com/JorisCos/LibriMix there, or give "
-            "the path of libri1mix_test-clean.csv or libri2mix_test-clean.csv as metadata"
+            f"LibriMix metadata {path} not found; clone github.com/JorisCos/LibriMix there, or "
+            "give the path of libri1mix_test-clean.csv or libri2mix_test-clean.csv as metadata"
         )
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
             raise ValueError(
-                f"{path} has no columns {', '.join(missing)}; metadata of LibriMix are needed, such "
-                "as libri2mix_test-clean.csv (not ..._info.csv)"
+                f"{path} has no columns {', '.join(missing)}; metadata of LibriMix are needed, "
+                "such as libri2mix_test-clean.csv (not ..._info.csv)"
             )
         rows = list(reader)
     for number, row in enumerate(rows, 2):

@@ -1,15 +1,15 @@
 """LibriSpeech: ``<split>/<speaker>/<chapter>/<utterance>.flac``, one transcript file a chapter.
 
 Source: openslr.org/12 (Panayotov et al., 2015), 16 kHz, read where it lies and never changed. Each
-line of ``<speaker>-<chapter>.trans.txt`` is an utterance id and its text in capitals.
+line of ``<speaker>-<chapter>.trans.txt`` is an utterance id and its text in capitals. A text file
+beside an utterance, as in LibriTTS, is taken first.
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.corpus_files import list_splits, read_chapter
+from recipes.common.corpus_files import list_splits, tree_text_reader
 from recipes.common.manifests import PreparedCorpus, write_manifests
 
 
@@ -47,11 +47,6 @@ def prepare(
         splits=(train_splits, valid_splits, test_splits),
         suffixes=(".flac", ".wav"),
     )
-    chapter = functools.cache(read_chapter)  # for this call only: files may change between two
-
-    def read_text(path: Path) -> str | None:
-        return chapter(path.parent).get(path.stem)
-
     return write_manifests(
-        data_folder, save_folder, subsets=subsets, read_text=read_text, **filters
+        data_folder, save_folder, subsets=subsets, read_text=tree_text_reader(), **filters
     )

@@ -48,44 +48,44 @@ def sentence(number: int, *, seed: int, language: str = "en") -> str:
 
 
 # Each part's choice is independent of the others, and no two combinations read the same.
-_ENGLISH = Grammar(
-    parts={
-        "opening": "Yesterday morning,|After the long meeting,|In the early spring,|Not long ago,"
-        "|Just before midnight,|On the other side of town,|Without a single word,|As far as I know,"
-        "|Every second Thursday,|For the first time in years,|When the storm had passed,"
-        "|To everyone's surprise,|Once again,|At the old harbour,|During the summer,"
-        "|By the end of the week,|In a quiet village,|Much to my regret,|While the others slept,",
-        "determiner": "the|one|another|that|this|their|our|his|her|my|your|some|each|every|no",
-        "adjective": "young|old|cheerful|tired|famous|clever|nervous|patient|quiet|generous|foreign"
-        "|careful|stubborn|friendly|curious|grumpy|brave|lonely|polite|busy|honest|lazy|shy",
-        "person": "doctor|farmer|teacher|sailor|engineer|gardener|painter|judge|baker|pilot|neighbour"
-        "|violinist|shepherd|librarian|chemist|guide|mechanic|author|nurse|student|king|thief|child|uncle",
-        "adverb": "slowly|quickly|carefully|secretly|finally|almost|always|never|happily|suddenly|often"
-        "|gently|proudly|barely|usually",
-        "verb": "carried|watched|painted|measured|found|opened|described|borrowed|repaired|collected"
-        "|moved|photographed|sold|counted|admired|forgot|touched|wrapped|chose|noticed|cleaned|hid",
-        "number": "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirty|forty|fifty"
-        "|a hundred|several|a few|many",
-        "colour": "yellow|heavy|broken|wooden|silver|tiny|beautiful|empty|frozen|ancient|smooth|purple"
-        "|dusty|expensive|round|fragile|bright|useless|enormous",
-        "thing": "boxes|letters|bicycles|clocks|apples|pictures|shells|chairs|bottles|stones|ships"
-        "|flowers|maps|coins|horses|books|candles|engines|umbrellas|jackets|feathers|bridges|mirrors",
-        "place": "near the river|behind the church|in the kitchen|under a large oak tree|at the station"
-        "|across the valley|on the roof|beside the road|for the museum|with great pleasure"
-        "|in front of the school|along the shore|between two houses|outside the theatre"
-        "|above the clouds|through the fog|without any help|inside the cave",
-        "ending": "and then went home|but nobody asked why|which was exactly what we needed"
-        "|because the weather was fine|though it was getting dark|just as I had expected"
-        "|so we all laughed|and the music began to play|as usual|if you believe the story"
-        "|until the bell rang|or so they say",
-    },
-    forms=(
-        "determiner adjective person verb number thing",
-        "opening determiner person verb number colour thing place",
-        "determiner adjective person adverb verb number colour thing place",
-        "opening determiner adjective person adverb verb number colour thing place ending",
-    ),
+_ENGLISH_PARTS = {
+    "opening": "Yesterday morning,|After the long meeting,|In the early spring,|Not long ago,"
+    "|Just before midnight,|On the other side of town,|Without a single word,|As far as I know,"
+    "|Every second Thursday,|For the first time in years,|When the storm had passed,"
+    "|To everyone's surprise,|Once again,|At the old harbour,|During the summer,"
+    "|By the end of the week,|In a quiet village,|Much to my regret,|While the others slept,",
+    "determiner": "the|one|another|that|this|their|our|his|her|my|your|some|each|every|no",
+    "adjective": "young|old|cheerful|tired|famous|clever|nervous|patient|quiet|generous|foreign"
+    "|careful|stubborn|friendly|curious|grumpy|brave|lonely|polite|busy|honest|lazy|shy",
+    "person": "doctor|farmer|teacher|sailor|engineer|gardener|painter|judge|baker|pilot|neighbour"
+    "|violinist|shepherd|librarian|chemist|guide|mechanic|author|nurse|student|king|thief|child|uncle",
+    "adverb": "slowly|quickly|carefully|secretly|finally|almost|always|never|happily|suddenly|often"
+    "|gently|proudly|barely|usually",
+    "verb": "carried|watched|painted|measured|found|opened|described|borrowed|repaired|collected"
+    "|moved|photographed|sold|counted|admired|forgot|touched|wrapped|chose|noticed|cleaned|hid",
+    "number": "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirty|forty|fifty"
+    "|a hundred|several|a few|many",
+    "colour": "yellow|heavy|broken|wooden|silver|tiny|beautiful|empty|frozen|ancient|smooth|purple"
+    "|dusty|expensive|round|fragile|bright|useless|enormous",
+    "thing": "boxes|letters|bicycles|clocks|apples|pictures|shells|chairs|bottles|stones|ships"
+    "|flowers|maps|coins|horses|books|candles|engines|umbrellas|jackets|feathers|bridges|mirrors",
+    "place": "near the river|behind the church|in the kitchen|under a large oak tree|at the station"
+    "|across the valley|on the roof|beside the road|for the museum|with great pleasure"
+    "|in front of the school|along the shore|between two houses|outside the theatre"
+    "|above the clouds|through the fog|without any help|inside the cave",
+    "ending": "and then went home|but nobody asked why|which was exactly what we needed"
+    "|because the weather was fine|though it was getting dark|just as I had expected"
+    "|so we all laughed|and the music began to play|as usual|if you believe the story"
+    "|until the bell rang|or so they say",
+}
+_ENGLISH_FORMS = (
+    "determiner adjective person verb number thing",
+    "opening determiner person verb number colour thing place",
+    "determiner adjective person adverb verb number colour thing place",
+    "opening determiner adjective person adverb verb number colour thing place ending",
 )
+_ENGLISH = Grammar(_ENGLISH_PARTS, _ENGLISH_FORMS)
+
 # German and Dutch put the verb second: behind an opening it stands before the subject.
 _VERB_SECOND = ("subject verb object place", "opening verb subject object place")
 _VERB_THIRD = ("subject verb object place", "opening subject verb object place")
