@@ -32,6 +32,7 @@ from recipes.codecs.codec import Codec
 from recipes.common import manifests
 from recipes.common.audio_scores import evenly_spaced
 from recipes.common.command_line import block_name, parse_command_line, resolved_hash
+from recipes.common.dataio import read_manifest
 from recipes.common.files import existing_folder, folder_outside, read_json, write_json
 from recipes.common.fingerprint import weights_hash
 from recipes.common.interruption import leaving_at_once
@@ -41,7 +42,7 @@ from recipes.evaluation.loop import Loop
 from recipes.evaluation.rows import Rows
 from recipes.evaluation.scores import Scorer
 from recipes.evaluation.speed import measure
-from recipes.evaluation.summary import describe, summarize, usage, write_counts, write_table
+from recipes.evaluation.summary import describe, summarize, usage, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,8 @@ def default_folder(task: str, param_file: str, overrides: str, hparams: dict[str
     if hparams["codec_checkpoint"] is not None:
         codec += f"-{Path(hparams['codec_checkpoint']).name}"
     names = [task, codec]
+    if "chunk_size" in hparams:
+        names[0] += f"-{hparams['chunk_size']}"
     if "dataset" in hparams:
         names.append(block_name(param_file, overrides, "dataset"))
     return str(Path("results", "evaluate", *names))
@@ -144,7 +147,7 @@ def evaluate_dataset(
     about : task, codec and dataset, for ``metrics.json``.
     """
     run_on_main(prepare, args=[hparams, folder.path])
-    manifest = read_json(folder.path / "test.json")
+    manifest = read_manifest(folder.path / "test.json", data_folder=hparams["data_folder"])
     task = hparams["task"]()
     # Before run.json, so that a mistake leaves the folder free for the corrected command.
     scorer = Scorer(hparams["metrics"], models=hparams["score_models"])
@@ -155,7 +158,6 @@ def evaluate_dataset(
         task,
         scorer,
         folder=folder.path,
-        data_root=existing_folder(hparams["data_folder"]),
         written=evenly_spaced(list(manifest), hparams["num_audio_samples"]),
         on_bad_file=hparams["on_bad_file"],
         seed=hparams["seed"],
@@ -206,15 +208,18 @@ def write_results(
     hours = sum(manifest[row.id]["duration"] for row in heard) / 3600
     dataset = {**about.pop("dataset"), "utterances": len(heard), "hours": hours}
     write_table(folder / "utterances.csv", rows, manifest)
-    write_counts(folder / "code_counts.json", usage(heard, codec))
+    if (counted := usage(rows, codec)) is not None:
+        write_json(folder / "code_counts.json", {"counts": counted.counts.tolist()})
     results = summarize(rows, manifest, codec=codec, seed=seed)
     write_json(folder / "metrics.json", {**about, "dataset": dataset, **results})
 
 
-def write_speed(folder: Path, codec: Codec, hparams: dict[str, Any], about: dict) -> None:
+def write_speed(
+    folder: Path, codec: Codec, hparams: dict[str, Any], about: dict[str, Any]
+) -> None:
     """Measure and write what the task ``speed`` is about."""
     settings = {"audio_seconds": hparams["audio_seconds"], "repeats": hparams["repeats"]}
-    results = measure(codec, **settings, seed=hparams["seed"])
+    results = measure(codec, **settings)
     write_json(folder / "metrics.json", {**about, "settings": settings, **results})
 
 
@@ -222,7 +227,9 @@ def lines(results: dict[str, Any]) -> list[str]:
     """Scores for the console."""
     printed = [f"{results['codec']['name']}, {results['codec']['bitrate']:.0f} bit/s"]
     for name, score in results["scores"].items():
-        printed.append(f"{name:24} {score['mean']:10.4f}  [{score['low']:.4f}, {score['high']:.4f}]")
+        bounds = [score["low"], score["high"]]
+        interval = "" if None in bounds else "  [{:.4g}, {:.4g}]".format(*bounds)
+        printed.append(f"{name:24} {score['mean']:.4g}{interval}")
     for name, value in results.get("code_usage", {}).items():
         printed.append(f"{name:24} {value}")
     for metric, reason in results.get("not_computed", {}).items():

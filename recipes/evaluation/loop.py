@@ -49,7 +49,6 @@ class Loop:
     task : see `recipes.evaluation.tasks`.
     scorer : the metrics.
     folder : run folder, which receives rows and samples.
-    data_root : what the manifest's paths begin with.
     written : ids whose signals are written as wav.
     on_bad_file : "skip" (a row without scores that says why) or "raise".
     seed : of codecs that draw; each utterance has its own.
@@ -63,7 +62,6 @@ class Loop:
         scorer: Scorer,
         *,
         folder: Path,
-        data_root: str | Path,
         written: set[str],
         on_bad_file: str,
         seed: int,
@@ -74,7 +72,6 @@ class Loop:
         self.task = task
         self.scorer = scorer
         self.samples = folder / "samples"
-        self.data_root = data_root
         self.written = written
         self.on_bad_file = on_bad_file
         self.seed = seed
@@ -83,6 +80,10 @@ class Loop:
 
     def run(self, manifest: Mapping[str, Entry]) -> None:
         """Work on this process' share of what is not done yet.
+
+        Parameters
+        ----------
+        manifest : test set by utterance id, with real paths.
 
         Raises
         ------
@@ -110,19 +111,18 @@ class Loop:
             self.rows.append(self._row(id, sigs, language=manifest[id].get("language", "en")))
 
     def _load(self, entry: Entry) -> Signals:
-        rate, root = self.codec.sample_rate, self.data_root
+        rate = self.codec.sample_rate
         others = {}
         reference_sig = None
         if "target" in entry or "noise" in entry:
-            others["input"] = load_input(entry, data_root=root, sample_rate=SAMPLE_RATE)
+            others["input"] = load_input(entry, sample_rate=SAMPLE_RATE)
         if self.task.has_reference:
-            others["reference"] = load_reference(entry, data_root=root, sample_rate=SAMPLE_RATE)
-            reference_sig = load_reference(entry, data_root=root, sample_rate=rate)[None]
-            reference_sig = reference_sig.to(self.codec.device)
+            others["reference"] = load_reference(entry, sample_rate=SAMPLE_RATE)
+            reference_sig = load_reference(entry, sample_rate=rate)[None].to(self.codec.device)
         return Signals(
-            sig=load_input(entry, data_root=root, sample_rate=rate)[None].to(self.codec.device),
+            sig=load_input(entry, sample_rate=rate)[None].to(self.codec.device),
             reference_sig=reference_sig,
-            target=load_target(entry, data_root=root, sample_rate=SAMPLE_RATE),
+            target=load_target(entry, sample_rate=SAMPLE_RATE),
             others=others,
         )
 
@@ -154,7 +154,7 @@ class Loop:
             scores=scores.scores,
             failures=failures + scores.failures,
             not_computed=scores.not_computed,
-            toks=decoded.toks.t().tolist(),
+            toks=() if decoded.toks is None else decoded.toks.t().tolist(),
             seconds=decoded.seconds,
         )
 

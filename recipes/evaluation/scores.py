@@ -1,5 +1,6 @@
 """Scores of one utterance: each of its signals against the target, at 16 kHz."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ class Scorer:
     @property
     def model_lines(self) -> dict[str, str]:
         """What each metric was computed with: name and hash, by metric."""
-        return self._of("hyp").model_lines
+        return self._of("hyp").models
 
     def score(
         self, id: str, target: Tensor, sigs: Mapping[str, Tensor], *, language: str
@@ -60,7 +61,11 @@ class Scorer:
             metrics.clear()
             metrics.append([id], [target], [sig], languages=[language])
             (row,) = metrics.rows
-            scores |= {f"{prefix}_{name}": row[name] for name in row if name != "id"}
+            found = {f"{prefix}_{name}": row[name] for name in row if name != "id"}
+            scores |= {name: value for name, value in found.items() if math.isfinite(value)}
+            failures += [
+                [name, f"is {value}"] for name, value in found.items() if not math.isfinite(value)
+            ]
             failures += [[f"{prefix}_{f.metric}", f.reason] for f in metrics.failures]
         return Scores(scores, failures, self.missing)
 

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from recipes.codecs.codec import Codec
-from recipes.common.bootstrap import mean_interval
+from recipes.common.bootstrap import Interval, mean_interval, row_intervals
 from recipes.common.code_usage import CodeUsage
-from recipes.common.files import write_json, write_text
+from recipes.common.files import write_text
+from recipes.common.known_metrics import METRICS, WEIGHTS
 from recipes.evaluation.rows import Row
 
-WEIGHTS = {"dwer": "dwer_words", "dcer": "dcer_characters"}  # of a mean over utterances
+PREFIXES = ("hyp", "rec", "ref", "input")
 ABOUT = ("duration", "speaker", "language")  # columns of the CSV that come from the manifest
 
 
@@ -38,23 +39,25 @@ def summarize(
     not_computed: dict[str, str] = {}
     for row in rows:
         not_computed |= row.not_computed
-    dropped = {name for row in rows for name in row.scores if _metric_in(name, not_computed)}
-    names = dict.fromkeys(name for row in rows for name in row.scores if name not in dropped)
-    weights = {name: _weight(name) for name in names}
-    scores = {}
-    for name in names:
-        if name in weights.values():  # a weight is no score of its own
-            continue
-        scored = [row for row in rows if name in row.scores]
-        interval = mean_interval(
-            [row.scores[name] for row in scored],
-            weights=[row.scores[weights[name]] for row in scored] if weights[name] else None,
-            seed=seed,
-        )
-        scores[name] = {**interval._asdict(), "utterances": len(scored)}
+    scores = [
+        {name: value for name, value in row.scores.items() if _metric(name) not in not_computed}
+        for row in rows
+    ]
+    weights = {
+        f"{prefix}_{score}": f"{prefix}_{weight}"
+        for prefix in PREFIXES
+        for score, weight in WEIGHTS.items()
+    }
+    names = dict.fromkeys(name for row in scores for name in row)
+    scored = [name for name in names if name not in weights.values()]
+    means = row_intervals(scores, scored, weights=weights, seed=seed)
+    counted = usage(rows, codec)
     return {
-        "scores": scores | real_time_factors(rows, manifest, seed=seed),
-        "code_usage": usage(rows, codec).summarize(across_ranks=False),
+        "scores": {
+            name: interval._asdict()
+            for name, interval in {**means, **real_time_factors(rows, manifest, seed=seed)}.items()
+        },
+        **({} if counted is None else {"code_usage": counted.summarize(across_ranks=False)}),
         "not_computed": not_computed,
         "failures": [
             {"id": row.id, "metric": metric, "reason": reason}
@@ -66,25 +69,25 @@ def summarize(
 
 def real_time_factors(
     rows: Sequence[Row], manifest: Mapping[str, Mapping[str, Any]], *, seed: int
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Interval]:
     """Seconds of audio per second of work: all audio over all work, with an interval."""
     factors = {}
     for step in dict.fromkeys(step for row in rows for step in row.seconds):
-        seconds = [row.seconds[step] for row in rows]
-        speeds = [
-            manifest[row.id]["duration"] / took for row, took in zip(rows, seconds, strict=True)
-        ]
-        interval = mean_interval(speeds, weights=seconds, seed=seed)
+        timed = [row for row in rows if step in row.seconds]
+        seconds = [row.seconds[step] for row in timed]
+        speeds = [manifest[row.id]["duration"] / row.seconds[step] for row in timed]
         name = "rtf" if step == "total" else f"rtf_{step}"
-        factors[name] = {**interval._asdict(), "utterances": len(rows)}
+        factors[name] = mean_interval(speeds, weights=seconds, seed=seed)
     return factors
 
 
-def usage(rows: Iterable[Row], codec: Codec) -> CodeUsage:
-    """Count the codes of all utterances."""
-    counted = CodeUsage(codec.codebook_size, num_codebooks=codec.num_codebooks)
+def usage(rows: Iterable[Row], codec: Codec) -> CodeUsage | None:
+    """Count the codes of all utterances; None where a task sends none."""
+    counted = None
     for row in rows:
-        counted.append(torch.tensor(row.toks).t()[None])
+        if row.toks:
+            counted = counted or CodeUsage(codec.codebook_size, num_codebooks=codec.num_codebooks)
+            counted.append(torch.tensor(row.toks).t()[None])
     return counted
 
 
@@ -100,14 +103,9 @@ def write_table(path: Path, rows: Sequence[Row], manifest: Mapping[str, Mapping[
         about = {key: manifest[row.id].get(key, "") for key in ABOUT}
         about["language"] = about["language"] or "en"
         seconds = {f"seconds_{step}": took for step, took in row.seconds.items()}
-        num_toks = len(row.toks[0])
+        num_toks = len(row.toks[0]) if row.toks else ""
         writer.writerow({"id": row.id, **about, "num_toks": num_toks, **row.scores, **seconds})
     write_text(path, text.getvalue())
-
-
-def write_counts(path: Path, counted: CodeUsage) -> None:
-    """Write how often each code of each codebook occurred."""
-    write_json(path, {"counts": counted.counts.tolist()})
 
 
 def describe(codec: Codec) -> dict[str, Any]:
@@ -126,12 +124,11 @@ def describe(codec: Codec) -> dict[str, Any]:
     }
 
 
-def _weight(name: str) -> str | None:
-    prefix, _, score = name.partition("_")
-    return f"{prefix}_{WEIGHTS[score]}" if score in WEIGHTS else None
-
-
-def _metric_in(name: str, metrics: Iterable[str]) -> bool:
-    """Whether a score such as ``hyp_dnsmos_sig`` is one of these metrics'."""
+def _metric(name: str) -> str:
+    """Metric that gave a score such as ``hyp_dnsmos_sig`` or a weight such as ``hyp_dwer_words``."""
     score = name.partition("_")[2]
-    return any(f"{score}_".startswith(f"{metric}_") for metric in metrics)
+    return next(
+        metric
+        for metric, known in METRICS.items()
+        if score in known.scores or score in (WEIGHTS.get(own) for own in known.scores)
+    )

@@ -18,11 +18,12 @@ from recipes.codecs.conversion import convert
 class Decoded(NamedTuple):
     """What a codec made of one utterance.
 
-    toks (L, K); signals by prefix, each (T,) at the codec's output rate: ``hyp`` from tokens,
-    ``rec`` from unquantized features; seconds of work by name, ``total`` among them.
+    toks (L, K), None where the output is not made of the input's tokens alone; signals by prefix,
+    each (T,) at the codec's output rate: ``hyp`` from tokens, ``rec`` from unquantized features;
+    seconds of work by name, ``total`` among them.
     """
 
-    toks: Tensor
+    toks: Tensor | None
     sigs: dict[str, Tensor]
     seconds: dict[str, float]
 
@@ -104,9 +105,9 @@ class Streaming:
         del reference_sig
         chunked = Chunked(codec, **self.settings)
         clock = _Clock(codec.device)
-        toks, hyp_sig = chunked.resynthesize(sig)
+        decoded = chunked.resynthesize(sig)
         clock.lap("total")
-        return Decoded(toks[0], {"hyp": hyp_sig[0]}, clock.seconds)
+        return Decoded(decoded.toks[0], {"hyp": decoded.sig[0]}, clock.seconds)
 
 
 class VoiceConversion:
@@ -127,9 +128,9 @@ class VoiceConversion:
     def run(self, codec: Codec, sig: Tensor, reference_sig: Tensor | None) -> Decoded:
         """Give a signal (1, T) the voice of ``reference_sig`` (1, T')."""
         clock = _Clock(codec.device)
-        converted = convert(codec, sig, reference_sig, **self.settings)
+        hyp_sig = convert(codec, sig, reference_sig, **self.settings)
         clock.lap("total")
-        return Decoded(converted.toks[0], {"hyp": converted.sig[0]}, clock.seconds)
+        return Decoded(None, {"hyp": hyp_sig[0]}, clock.seconds)
 
 
 class _Clock:
