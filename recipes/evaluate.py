@@ -214,9 +214,7 @@ def write_results(
     write_json(folder / "metrics.json", {**about, "dataset": dataset, **results})
 
 
-def write_speed(
-    folder: Path, codec: Codec, hparams: dict[str, Any], about: dict[str, Any]
-) -> None:
+def write_speed(folder: Path, codec: Codec, hparams: dict[str, Any], about: dict[str, Any]) -> None:
     """Measure and write what the task ``speed`` is about."""
     settings = {"audio_seconds": hparams["audio_seconds"], "repeats": hparams["repeats"]}
     results = measure(codec, **settings)

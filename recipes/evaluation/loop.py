@@ -145,9 +145,7 @@ class Loop:
         if id in self.written:
             self._write(id, heard | sigs.others)
         if self.task.is_aligned and "input" in sigs.others:  # what a noisy signal scores itself
-            heard["input"] = at_16k(
-                sigs.others["input"], sample_rate=SAMPLE_RATE, num_samples=size
-            )
+            heard["input"] = at_16k(sigs.others["input"], sample_rate=SAMPLE_RATE, num_samples=size)
         scores = self.scorer.score(id, sigs.target, heard, language=language)
         return Row(
             id=id,

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -83,5 +82,3 @@ def at_16k(sig: Tensor, *, sample_rate: int, num_samples: int | None = None) -> 
     if num_samples is None:
         return sig
     return pad(sig, (0, max(0, num_samples - sig.shape[0])))[:num_samples]
-
-
