@@ -14,7 +14,7 @@ import torch
 from focalcodec import FocalCodec
 from recipes.common.code_usage import CodeUsage
 from recipes.common.dataio import load_sig, read_manifest
-from recipes.common.metrics import mel_distance
+from recipes.common.reference_scores import mel_distance
 from recipes.corpora import twins
 from recipes.evaluate import main
 from recipes.evaluation.rows import Rows
@@ -215,7 +215,7 @@ def test_speed_counts_parameters_and_operations(codec_folder, tmp_path, capsys):
 
 @pytest.fixture
 def half_done(evaluated, tmp_path):
-    """An evaluation that was killed in the middle of a line."""
+    """Cut an evaluation off in the middle of a line, as a kill does."""
     folder = tmp_path / "half"
     shutil.copytree(evaluated, folder)
     for name in ("metrics.json", "utterances.csv", "code_counts.json"):
@@ -247,10 +247,10 @@ def test_a_finished_evaluation_is_not_repeated(evaluated, codec_folder, clean, t
 
 def test_several_processes_share_the_utterances(evaluated, codec_folder, clean, tmp_path):
     folder = tmp_path / "run"
-    argv = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    argv = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     argv += ["-m", "recipes.evaluate", "resynthesis", "--distributed_backend=gloo"]
     argv += words(codec_folder, clean, folder, **CLEAN)
-    subprocess.run([sys.executable, *argv], check=True, capture_output=True)
+    subprocess.run([sys.executable, *argv], check=True, capture_output=True, timeout=300)
     assert untimed(results_of(folder)) == untimed(results_of(evaluated))
     shares = [len(path.read_text().splitlines()) for path in (folder / "rows").iterdir()]
     assert sorted(shares) == [3, 3]

@@ -168,6 +168,11 @@ class AudioMetrics:
         return {score: self._mean(score) for score, stats in self.stats.items() if stats.scores}
 
     @property
+    def missing(self) -> dict[str, str]:
+        """Metrics that no utterance can have on this machine, with what they lack."""
+        return dict(self._missing)
+
+    @property
     def rows(self) -> list[dict[str, str | float]]:
         """Scores by utterance: ``id`` and, as far as it has them, scores and their weights."""
         return [dict(row) for row in self._rows]

@@ -125,7 +125,7 @@ def describe(codec: Codec) -> dict[str, Any]:
 
 
 def _metric(name: str) -> str:
-    """Metric that gave a score such as ``hyp_dnsmos_sig`` or a weight such as ``hyp_dwer_words``."""
+    """Metric that gave ``hyp_dnsmos_sig``, for one, or the weight ``hyp_dwer_words``."""
     score = name.partition("_")[2]
     return next(
         metric

@@ -45,7 +45,7 @@ class Task(Protocol):
     settings: dict[str, Any]
 
     def run(self, codec: Codec, sig: Tensor, reference_sig: Tensor | None) -> Decoded:
-        """Decoded signals of a signal (1, T) at the codec's rate."""
+        """Send a signal (1, T) at the codec's rate through the codec."""
 
 
 class Resynthesis:
