@@ -3,6 +3,7 @@
 import csv
 import logging
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from recipes.common.reference_scores import mel_distance, pesq, stft_distance, s
 from recipes.common.score_models import DEFAULT_MODELS, ScoreModels
 from recipes.common.scoring import MissingPackageError
 from tests.scores import RATE, add_noise, skip_unless_computed, voice
-from tests.tiny_checkpoints import save_ecapa, save_utmos, save_whisper, save_xvector
+from tests.tiny_checkpoints import save_score_models, save_utmos, save_whisper
 
 INTRUSIVE = {
     "stoi": stoi,
@@ -29,14 +30,7 @@ MODEL_BASED = ["utmos", "dwer", "sim", "sim_strict"]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> ScoreModels:
     """Tiny models of all kinds."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models")
-    return ScoreModels(
-        utmos=save_utmos(folder / "utmos"),
-        asr=save_whisper(folder / "whisper"),
-        speaker=save_xvector(folder / "xvector"),
-        speaker_strict=save_ecapa(folder / "ecapa"),
-    )
+    return save_score_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
@@ -302,3 +296,49 @@ def test_misspelt_folder_is_refused_at_once(models, field, tmp_path):
     wrong = models._replace(**{field: tmp_path / "misspelt"})
     with pytest.raises(FileNotFoundError, match=f"misspelt does not exist.*--{field}_model"):
         AudioMetrics(names=MODEL_BASED, sample_rate=RATE, models=wrong)
+
+
+def test_ranks_share_models_scores_and_what_did_not_load(models, tmp_path):
+    broken = save_whisper(tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"not weights")
+    arguments = (str(tmp_path / "store"), models, models._replace(asr=broken))
+    other = torch.multiprocessing.get_context("spawn").Process(
+        target=_score_on_rank, args=(1, *arguments)
+    )
+    other.start()
+    _score_on_rank(0, *arguments)
+    other.join()
+    assert other.exitcode == 0
+
+
+def _append_three(bundle: AudioMetrics) -> None:
+    refs = [add_noise(voice(seconds), snr_db=10) for seconds in (1.0, 1.5, 2.0)]
+    bundle.append([*"abc"], refs, [add_noise(ref, snr_db=0) for ref in refs])
+
+
+def _score_on_rank(rank: int, store: str, good: ScoreModels, broken: ScoreModels) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    names = ["dwer", "mel_distance"]
+    alone = AudioMetrics(names=names, sample_rate=RATE, models=good)
+    shared = AudioMetrics(names=names, sample_rate=RATE, rank=rank, world_size=2, models=good)
+    for bundle in (alone, shared):
+        _append_three(bundle)
+    assert len(shared.rows) == 2 - rank
+    shared.gather()
+    assert shared.summarize() == pytest.approx(alone.summarize(), rel=1e-6)
+    assert [row["dwer_words"] for row in shared.rows] == [row["dwer_words"] for row in alone.rows]
+    lacking = AudioMetrics(
+        names=names, sample_rate=RATE, rank=rank, world_size=2, models=(good, broken)[rank]
+    )
+    _append_three(lacking)
+    lacking.gather()
+    assert set(lacking.summarize()) == {"mel_distance"}
+    assert "broken" in lacking.not_computed["dwer"]
+    torch.distributed.destroy_process_group()

@@ -20,10 +20,22 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from recipes.common.score_models import ScoreModels
 from recipes.common.utmos import WEIGHTS_URL
 
 UTMOS_WEIGHTS = WEIGHTS_URL.rpartition("/")[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def save_score_models(folder: Path) -> ScoreModels:
+    """Save one of each kind; their weights are the same each time."""
+    torch.manual_seed(0)
+    return ScoreModels(
+        utmos=save_utmos(folder / "utmos"),
+        asr=save_whisper(folder / "whisper"),
+        speaker=save_xvector(folder / "xvector"),
+        speaker_strict=save_ecapa(folder / "ecapa"),
+    )
 
 
 def save_whisper(folder: Path, *, multilingual: bool = True, says: str | None = None) -> Path:
@@ -86,7 +98,12 @@ def save_xvector(folder: Path) -> Path:
         tdnn_dim=(16, 16, 16, 16, 24),
         xvector_output_dim=12,
     )
-    WavLMForXVector(config).save_pretrained(folder)
+    model = WavLMForXVector(config)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.mul_(5)  # or little of the audio reaches the embedding
+    model.save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
     return folder
 

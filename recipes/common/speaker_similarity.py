@@ -114,7 +114,10 @@ def speaker_similarity(
     [2] Desplanques et al., 2020, arXiv:2005.07143 (ECAPA-TDNN).
     """
     ref, hyp = (model(to_16k(sig, sample_rate=sample_rate)) for sig in (ref_sig, hyp_sig))
-    return float(torch.nn.functional.cosine_similarity(ref, hyp, dim=0).clamp(-1, 1))
+    norms = ref.norm() * hyp.norm()
+    if norms == 0:
+        raise ScoreError("the speaker model gives no embedding but zeros")
+    return float((ref @ hyp / norms).clamp(-1, 1))
 
 
 def find_speaker_model(source: Source, *, field: str) -> FoundModel:

@@ -43,7 +43,13 @@ _FILES = NeededFiles(
         (_SPELLINGS,),
     ),
     weights=("model.safetensors", "pytorch_model.bin"),
-    others=("tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),
+    others=(
+        "tokenizer_config.json",
+        "vocab.json",
+        "merges.txt",
+        "added_tokens.json",
+        "special_tokens_map.json",
+    ),
 )
 _MULTILINGUAL_VOCABULARY = 51_865  # a smaller one has no tokens for languages
 # Written without spaces between words: Whisper's paper makes every letter a word there.
