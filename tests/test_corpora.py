@@ -1,10 +1,7 @@
 """Preparation of corpora: read-only, deterministic, clear errors (recipes/corpora)."""
 
-import hashlib
-import json
 import os
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
