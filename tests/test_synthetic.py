@@ -1,6 +1,7 @@
 """Synthetic speech (recipes/corpora/{synthetic,espeak,sentences,noises}.py)."""
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,14 @@ def test_sentences_of_other_languages_are_different_and_speakable(language):
     )
     assert len(said) > 16_000
     assert said.shape != english.shape or not torch.allclose(said, english, atol=0.05)
+
+
+def test_voices_with_breath_do_not_depend_on_the_clock():
+    pytest.importorskip("espeakng_loader")
+    engine, voice = espeak.Espeak(), espeak.Voice("en-us+f5", 50, 50, 170, 50)
+    said = engine.speak("Breathe in.", voice=voice, sample_rate=16_000)
+    time.sleep(1.05)  # eSpeak NG counts seconds
+    assert torch.equal(engine.speak("Breathe in.", voice=voice, sample_rate=16_000), said)
 
 
 @pytest.mark.parametrize("kind", noises.NOISES)
