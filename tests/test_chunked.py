@@ -1,4 +1,4 @@
-"""Chunk-wise inference: the codec's own output where chunks do not matter, no clicks where they do."""
+"""Chunk-wise inference: the codec's own output where chunks do not matter, no clicks elsewhere."""
 
 import math
 
