@@ -90,7 +90,7 @@ class SemantiCodec(Codec):
     def embeddings(self) -> Tensor:
         """(2, 8192, 1536) semantic and acoustic code vectors; the decoder takes them joined."""
         toks = torch.arange(self.codebook_size, device=self.device)
-        acoustic = self.model.encoder.quantizer.get_output_from_indices(toks)
+        acoustic = self.model.encoder.quantizer.get_output_from_indices(toks[None])
         return torch.stack([self.centroids, acoustic.reshape_as(self.centroids)])
 
 

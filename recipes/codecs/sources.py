@@ -133,16 +133,22 @@ def check_num_codebooks(num_codebooks: int, *, choices: Sequence[int], name: str
 
 def _download(repository: str, name: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(repository, name, local_files_only=is_offline()))
+        # What is here is used without asking the network, which may be slow to say no.
+        return Path(hf_hub_download(repository, name, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        if is_offline():
+            raise _missing(repository, name, "downloads are forbidden (offline)") from error
+    try:
+        return Path(hf_hub_download(repository, name))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = "downloads are forbidden (offline)"
-        if not is_offline():
-            reason = " ".join(str(error).split())
-        raise FileNotFoundError(
-            f"{name} of {repository} is not on this machine: {reason}; fetch it with "
-            f"'hf download {repository}' where there is a network, or give a local folder as "
-            "checkpoint"
-        ) from error
+        raise _missing(repository, name, " ".join(str(error).split())) from error
+
+
+def _missing(repository: str, name: str, reason: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{name} of {repository} is not on this machine: {reason}; fetch it with "
+        f"'hf download {repository}' where there is a network, or give a local folder as checkpoint"
+    )
