@@ -2,9 +2,8 @@
 
 import csv
 import json
+import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from recipes.corpora import twins
 from recipes.evaluate import main
 from recipes.evaluation.rows import Rows
 from tests.evaluations import run, words
+from tests.saved_runs import free_port, in_children
 
 CLEAN = {"dataset": "!include:dataset/librispeech_test_clean.yaml"}
 NOISY = {"dataset": "!include:dataset/voicebank.yaml"}
@@ -36,7 +36,7 @@ def noisy(clean):
 
 @pytest.fixture(scope="session")
 def pairs(clean):
-    return twins.generate("vctk", clean.parent / "vctk", speakers=2, utterances=2)
+    return twins.generate("vctk", clean.parent / "vctk", utterances=3)
 
 
 @pytest.fixture(scope="session")
@@ -246,14 +246,20 @@ def test_a_finished_evaluation_is_not_repeated(evaluated, codec_folder, clean, t
 
 
 def test_several_processes_share_the_utterances(evaluated, codec_folder, clean, tmp_path):
-    folder = tmp_path / "run"
-    argv = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    argv += ["-m", "recipes.evaluate", "resynthesis", "--distributed_backend=gloo"]
-    argv += words(codec_folder, clean, folder, **CLEAN)
-    subprocess.run([sys.executable, *argv], check=True, capture_output=True, timeout=300)
-    assert untimed(results_of(folder)) == untimed(results_of(evaluated))
-    shares = [len(path.read_text().splitlines()) for path in (folder / "rows").iterdir()]
-    assert sorted(shares) == [3, 3]
+    argv = ["resynthesis", "--distributed_backend=gloo"]
+    argv += words(codec_folder, clean, tmp_path / "run", **CLEAN)
+    outcomes = in_children(_rank, free_port(), argv, num=2)
+    assert [tuple(outcome) for outcome in outcomes] == [(0, 0), (0, 0)]
+    assert untimed(results_of(tmp_path / "run")) == untimed(results_of(evaluated))
+    shares = [path.read_text().splitlines() for path in (tmp_path / "run" / "rows").iterdir()]
+    assert [len(share) for share in shares] == [3, 3]
+
+
+def _rank(rank, num, port, argv):
+    """Do what torchrun starts: one of several processes of one command."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num, "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in place.items()}}
+    return main(argv)
 
 
 def test_what_was_missing_is_computed_when_it_is_there(evaluated, codec_folder, clean, tmp_path):
