@@ -94,7 +94,7 @@ class Espeak:
             import espeakng_loader
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "the synthetic corpus needs eSpeak NG; pip install espeakng-loader"
+                "synthetic speech needs eSpeak NG; pip install espeakng-loader"
             ) from error
         self._library = espeakng_loader.get_library_path()
         self._voices = espeakng_loader.get_data_path()

@@ -54,8 +54,9 @@ def prepare(
     data_folder : root; may hold speech and noise, or just one of them.
     save_folder : receives {train,valid,test}.json and bad_files.tsv.
     snrs_db : signal-to-noise ratios to draw from, in dB.
-    speech_folder, noise_folder : below ``data_folder``, or absolute paths. A file of noise outside
-        of ``data_folder`` has an absolute path in the manifest.
+    speech_folder, noise_folder : below ``data_folder``, or absolute paths, with nothing but speech
+        and nothing but noise in them (no impulse responses). A file outside of ``data_folder`` has
+        an absolute path in the manifest.
     speaker_level : how many folders above a file its speaker's folder is (1 = its own, 2 for
         LibriSpeech's layout).
     language : ISO 639-1 code of the speech; None = English.

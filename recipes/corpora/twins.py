@@ -202,17 +202,15 @@ def vctk(engine: Espeak, *, seed: int, speakers: int = 3, utterances: int = 5) -
     """VCTK 0.92, 48 kHz, both microphones; as there, sentences and one speaker's texts are lost."""
     twin = Twin([], {})
     for i, voice in enumerate(draw_voices(speakers, seed=seed)):
-        speaker = "p315" if i == speakers - 1 > 1 else f"p{225 + i}"
+        speaker = "p315" if i == speakers - 1 > 1 else f"p{225 + i + (i >= 90)}"
+        folder = Path("wav48_silence_trimmed", speaker)
         for j in range(utterances):
-            if i == 1 and j == 1:
+            if i == j == 1 and utterances > 2:
                 continue
             name, text = f"{speaker}_{j + 1:03d}", sentence(j, seed=seed)
-            folder, utterance = (
-                Path("wav48_silence_trimmed", speaker),
-                Utterance(engine, voice, text),
-            )
-            twin.recordings.append(_spoken(folder / f"{name}_mic1.flac", utterance, 48_000))
-            twin.recordings.append(_spoken(folder / f"{name}_mic2.flac", utterance, 48_000))
+            for microphone in ("mic1", "mic2"):
+                path = folder / f"{name}_{microphone}.flac"
+                twin.recordings.append(_spoken(path, Utterance(engine, voice, text), 48_000))
             if speaker != "p315":
                 twin.texts[Path("txt", speaker, f"{name}.txt")] = text + "\n"
     return twin
