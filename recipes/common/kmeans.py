@@ -55,7 +55,7 @@ class MiniBatchKMeans(nn.Module):
     """
 
     def __init__(
-        self, quantizer: KMeansQuantizer, *, seed: int = 0, dead_after: float = 20.0
+        self, quantizer: KMeansQuantizer, *, seed: int = 0, dead_after: float = 100.0
     ) -> None:
         super().__init__()
         if not dead_after > 0:
