@@ -24,6 +24,12 @@ from recipes.common.experiment import config_hash
 ROOT = Path(__file__).resolve().parents[1]
 MAINS = sorted((ROOT / "hparams").glob("*.yaml"))
 BLOCKS = sorted((ROOT / "hparams").glob("*/*.yaml"))
+SCRIPTS = {
+    "vocos.yaml": "train_decoder.py",
+    "bsq.yaml": "train_quantizer.py",
+    "kmeans.yaml": "recipes/train_kmeans.py",
+    "wavlm6_km.yaml": "train_quantizer.py",
+}
 SMALL = """
 data_folder: nowhere
 encoder: !include:encoder/logmel.yaml
@@ -77,7 +83,7 @@ def test_every_yaml_is_short():
 
 
 def _keys_read_by_the_code(script: str) -> set[str]:
-    """Names after ``.hparams.`` and constant keys of ``hparams[...]`` in our sources."""
+    """Names after ``.hparams.``, constant keys of ``hparams[...]`` and of calls with hparams."""
     keys = set()
     for path in [ROOT / script, *(ROOT / "recipes/common").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -86,6 +92,8 @@ def _keys_read_by_the_code(script: str) -> set[str]:
             elif isinstance(node, ast.Subscript) and "hparams" in ast.unparse(node.value):
                 if isinstance(node.slice, ast.Constant):
                     keys.add(node.slice.value)
+            elif isinstance(node, ast.Call) and "hparams" in ast.unparse(node):
+                keys |= {word.value for word in node.args if isinstance(word, ast.Constant)}
     return keys | {"train_splits", "valid_splits", "test_splits"}  # read in a loop
 
 
@@ -105,8 +113,7 @@ def test_no_key_is_dead(main):
         "eval_precision",
     }
     assert options <= set(RunOptions().as_dict())
-    script = {"vocos.yaml": "train_decoder.py", "bsq.yaml": "train_quantizer.py"}[main.name]
-    dead = keys - referred - _keys_read_by_the_code(script) - options
+    dead = keys - referred - _keys_read_by_the_code(SCRIPTS[main.name]) - options
     assert not dead, f"{main.name}: nobody reads {sorted(dead)}"
 
 
@@ -129,6 +136,10 @@ def test_swap_changes_the_class(main, key, block, expected):
 
 
 def test_swap_of_the_encoder_resizes_what_follows():
+    assert load("kmeans.yaml")["quantizer"].code_dim == 80
+    baseline = load("wavlm6_km.yaml")["codec"]
+    assert baseline.compressor.dim == baseline.quantizer.code_dim == 80
+    assert baseline.decompressor.output_dim == 80
     assert load("bsq.yaml")["compressor"].input_dim == 80
     assert load("vocos.yaml")["modules"]["decoder"].input_dim == 80
 

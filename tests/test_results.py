@@ -489,6 +489,16 @@ def test_run_of_the_decoder_stage_is_refused_by_name(tmp_path, capsys):
     assert "is a run of the decoder stage; name a run folder of train_quantizer.py" in error
 
 
+def test_run_of_a_baseline_is_refused_by_name_and_left_out_of_a_search(tmp_path, capsys):
+    baseline = write_run(tmp_path / "baseline")
+    yaml = baseline / "hyperparams.yaml"
+    yaml.write_text(yaml.read_text().replace("mixer: &mixer", "layer: &mixer"))
+    assert "is a run of another model: its YAML has no mixer" in fails(capsys, baseline)
+    write_run(tmp_path / "run")
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().err == "results: left out: 1 run(s) of another model\n"
+
+
 def test_folder_without_runs_and_no_folder_are_errors(tmp_path, capsys):
     assert "no tested run of train_quantizer.py in" in fails(capsys, tmp_path)
     assert "is not a folder" in fails(capsys, tmp_path / "nowhere")

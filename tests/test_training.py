@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from recipes.common.audio_scores import evenly_spaced
+from recipes.common.feature_moments import FeatureMoments
 from recipes.common.run_log import Means
 from recipes.common.weights import load_parameters
 from tests.stages import STAGES, build, fit_one, start, steps_of, train
-from train_quantizer import FeatureMoments
 
 
 def test_decoder_stage_learns(decoder_run):

@@ -33,6 +33,7 @@ from focalcodec.codec import encode
 from focalcodec.masking import lengths_to_mask, num_valid
 from recipes.common import cost
 from recipes.common.audio_scores import AudioScores
+from recipes.common.crops import cut
 from recipes.common.dataio import read_bad_files
 from recipes.common.interruption import Interrupted, Interruption
 from recipes.common.random_state import RandomState
@@ -69,9 +70,11 @@ class CodecBrain(sb.Brain):
     ----------
     selection_key : name of the validation term, positive and lower is better, that chooses the best
         checkpoint.
+    trains_on_sig : whether training needs the signal beside its features.
     """
 
     selection_key: str
+    trains_on_sig = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -88,8 +91,11 @@ class CodecBrain(sb.Brain):
         self.run_log = RunLog(self._log_folder(), sample_rate=self.encoder.sample_rate)
         self.step_log = StepLog(self.run_log.folder, patience=self.nonfinite_patience)
         self.interruption = Interruption()
+        # A stage that decodes nothing has no keys for what is decoded.
         self.audio_scores = AudioScores(
-            self.hparams.metrics, sample_rate=self.encoder.sample_rate, run_log=self.run_log
+            getattr(self.hparams, "metrics", []),
+            sample_rate=self.encoder.sample_rate,
+            run_log=self.run_log,
         )
         self.means = Means()
         self.checkpointer.add_recoverable("means", self.means)
@@ -146,10 +152,13 @@ class CodecBrain(sb.Brain):
         """Brain's loader; also notes which utterances are scored and which are written as audio."""
         loader = super().make_dataloader(dataset, stage, **kwargs)
         ids = list(dataset.data_ids)
-        scored = len(ids) if stage == sb.Stage.TEST else self.hparams.valid_metric_utterances
+        scored = getattr(self.hparams, "valid_metric_utterances", 0)
         self.loaders[stage] = loader
         self.audio_scores.choose(
-            stage.name.lower(), ids, scored=scored, written=self.hparams.num_audio_samples
+            stage.name.lower(),
+            ids,
+            scored=len(ids) if stage == sb.Stage.TEST else scored,
+            written=getattr(self.hparams, "num_audio_samples", 0),
         )
         return loader
 
@@ -165,6 +174,19 @@ class CodecBrain(sb.Brain):
             sig, lens = self._augmented(sig, lens)
         with torch.autocast(self.device_type, enabled=False):
             return Features(*encode(self._encode, sig, lens=lens))
+
+    def segment_features(self, batch: Any) -> Features:
+        """Features of a batch's segments (S, segment_frames, H), never padded.
+
+        Of a batch of whole utterances, those of `features`.
+        """
+        if hasattr(batch, "frames"):
+            feats = cut(self.features(batch).feats, frames=batch.frames.data)
+        elif hasattr(batch, "feats") and batch.feats.data.ndim == 4:
+            feats = batch.feats.data.float().flatten(0, 1)
+        else:
+            return self.features(batch)
+        return Features(feats, torch.ones(feats.shape[:2], dtype=torch.bool, device=feats.device))
 
     def _augmented(self, sig: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
         shape = sig.shape
@@ -204,7 +226,7 @@ class CodecBrain(sb.Brain):
         `recipes.common.step_log`.
         """
         group, should_step = self._accumulation()
-        self.step_log.add(self._train_on(batch, group=group, should_step=should_step))
+        self.step_log.add(self.train_on(batch, group=group, should_step=should_step))
         self.optimizer_step += int(should_step)
         if should_step:
             self.after_step()
@@ -215,7 +237,7 @@ class CodecBrain(sb.Brain):
         # SpeechBrain averages what comes back, which nothing reads: the loss would be waited for.
         return torch.zeros(())
 
-    def _train_on(
+    def train_on(
         self, batch: Any, *, group: int, should_step: bool, idle: bool = False
     ) -> StepTensors:
         """Do one batch; ``idle`` leaves all weights and optimizer states as they are.
@@ -278,7 +300,7 @@ class CodecBrain(sb.Brain):
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.max_grad_norm > 0:
             nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        finite = _on_all_ranks(finite & torch.isfinite(norm))
+        finite = on_all_ranks(finite & torch.isfinite(norm))
         _step_if(optimizer, finite)
         optimizer.zero_grad(set_to_none=True)
         return norm, finite
@@ -558,7 +580,8 @@ def _step_if(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
         optimizer.step()
 
 
-def _on_all_ranks(finite: Tensor) -> Tensor:
+def on_all_ranks(finite: Tensor) -> Tensor:
+    """Whether this is true on every rank, a scalar; a collective call in a distributed run."""
     if not torch.distributed.is_initialized():
         return finite
     value = finite.float()

@@ -125,8 +125,8 @@ class SigDataset(DynamicItemDataset):
     .             without a cache                            with a cache
     ============  =========================================  =====================================
     whole         ``sig`` (T,)                               ``feats`` (N, H), ``sig`` if wanted
-    with crops    ``sig`` (T,), ``frames`` (K, S): where     ``feats`` (K, S, H), ``segments``
-                  the K segments of S frames lie             (K, S * hop): the signal's segments
+    with crops    ``sig`` (T,), ``frames`` (K, S): where     ``feats`` (K, S, H), and if wanted
+                  the K segments of S frames lie             ``segments`` (K, S * hop) of the signal
     ============  =========================================  =====================================
 
     With "skip", an utterance that cannot be loaded is replaced by the next good one, so that
@@ -141,7 +141,7 @@ class SigDataset(DynamicItemDataset):
     bad_files : tsv file to which "skip" appends.
     crops : where segments are cut; None for whole utterances.
     cache : a `recipes.common.feature_cache.FeatureCache` that holds every entry; None for none.
-    with_sig : False leaves the signal of whole utterances out, which a cache allows.
+    with_sig : False leaves the signal out, which a cache allows.
     """
 
     def __init__(
@@ -164,10 +164,10 @@ class SigDataset(DynamicItemDataset):
         keys = ["sig"] if with_sig else []
         self.add_dynamic_item(self._load, takes=["wav", "num_samples"], provides="sig")
         if crops is not None and cache is not None:
-            keys = ["feats", "segments"]
-            self.add_dynamic_item(
-                self._load_segments, takes=["id", "wav", "num_samples"], provides=keys
-            )
+            takes = ["id", "num_samples"]
+            self.add_dynamic_item(self._read_segments, takes=takes, provides="feats")
+            self.add_dynamic_item(self._load_segments, takes=[*takes, "wav"], provides="segments")
+            keys = ["feats", "segments"] if with_sig else ["feats"]
         elif crops is not None:
             keys.append("frames")
             self.add_dynamic_item(self._frames, takes=["id", "num_samples"], provides="frames")
@@ -212,14 +212,21 @@ class SigDataset(DynamicItemDataset):
     def _frames(self, utterance: str, num_samples: int) -> Tensor:
         return self.crops.frames(utterance, total=-(-num_samples // self.crops.hop_length))
 
-    def _load_segments(self, utterance: str, wav: str, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Segments of features and signal, of which no more is read than they need."""
-        frames = self._frames(utterance, num_samples)
-        hop_length = self.crops.hop_length
-        feats, segments = [], []
-        for row in frames:
-            first, size = int(row.min()), int(row.max() - row.min()) + 1
+    def _read_segments(self, utterance: str, num_samples: int) -> Tensor:
+        """Segments of features, of which no more is read than they need."""
+        feats = []
+        for row in self._frames(utterance, num_samples):
+            first, size = _span(row)
             part = self.cache.read(utterance, start=first, num_frames=size)
+            feats.append(part[row - first])
+        return torch.stack(feats)
+
+    def _load_segments(self, utterance: str, num_samples: int, wav: str) -> Tensor:
+        """Segments of the signal, of which no more is read than they need."""
+        hop_length = self.crops.hop_length
+        segments = []
+        for row in self._frames(utterance, num_samples):
+            first, size = _span(row)
             sig = load_sig(
                 wav,
                 sample_rate=self.sample_rate,
@@ -227,9 +234,8 @@ class SigDataset(DynamicItemDataset):
                 num_samples=size * hop_length,
             )
             sig = torch.nn.functional.pad(sig, (0, size * hop_length - len(sig)))
-            feats.append(part[row - first])
             segments.append(sig.view(size, hop_length)[row - first].flatten())
-        return torch.stack(feats), torch.stack(segments)
+        return torch.stack(segments)
 
 
 def read_manifest(manifest: str | Path, *, data_folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -407,6 +413,12 @@ def read_bad_files(bad_files: str | Path) -> dict[str, str]:
     path = Path(bad_files)
     rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return dict(row.split("\t", 1) for row in rows)
+
+
+def _span(frames: Tensor) -> tuple[int, int]:
+    """First of the frames, and how many there are from it to the last."""
+    first = int(frames.min())
+    return first, int(frames.max()) - first + 1
 
 
 def _tsv_line(path: str, reason: str) -> str:

@@ -36,6 +36,7 @@ CONTINUABLE = (
     "data_folder",
     "encoder_checkpoint",  # the encoder's fingerprint is compared instead
     "decoder_checkpoint",  # only decodes what validation scores
+    "centroid_tolerance",
     "output_folder",
     "save_folder",
     "num_workers",
@@ -111,7 +112,7 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
         hparams = load_hyperpyyaml(file, overrides)
     folder = RunFolder(
         hparams["output_folder"],
-        command=["python", Path(sys.argv[0]).name, *argv],
+        command=[*_program(), *argv],
         config_hash=config_hash(param_file, overrides),
     )
     folder.refuse_other_configuration()
@@ -122,7 +123,7 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
     hparams["checkpointer"].config_hash = folder.config_hash
     brain = brain_class(
         modules=hparams["modules"],
-        opt_class=hparams["opt_class"],
+        opt_class=hparams.get("opt_class"),
         hparams=hparams,
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
@@ -298,8 +299,8 @@ def make_loader(
 ) -> Any:
     """Loader of one subset: shuffled batches for training, the manifest's order otherwise.
 
-    The decoder stage trains on segments (its YAML has ``segment_frames``), the quantizer stage on
-    whole utterances, of which it needs the signal only where it has no cache or scores audio.
+    Training takes segments where the YAML has ``segment_frames``, whole utterances otherwise, and
+    the signal only if the stage trains on it or has no cache.
 
     Raises
     ------
@@ -308,7 +309,9 @@ def make_loader(
     training = stage == sb.Stage.TRAIN
     options: dict[str, Any] = {"cache": cache if stage != sb.Stage.TEST else None}
     batch_size = hparams["batch_size"]
-    if training and "segment_frames" in hparams:
+    if training:
+        options["with_sig"] = cache is None or brain.trains_on_sig
+    if training and hparams.get("segment_frames") is not None:
         number = hparams["crops_per_utterance"]
         options["crops"] = Crops(
             hparams["segment_frames"],
@@ -322,8 +325,6 @@ def make_loader(
                 f"{batch_size} and {number}"
             )
         batch_size //= number
-    elif training:
-        options["with_sig"] = cache is None
     dataset = make_dataset(hparams, stage, **options)
     kwargs = dataio.loader_kwargs(
         num_workers=hparams["num_workers"],
@@ -351,3 +352,9 @@ def make_loader(
     if training and isinstance(brain.train_sampler, DistributedSampler):
         brain.train_sampler.seed = hparams["seed"]  # SpeechBrain leaves it at 0
     return loader
+
+
+def _program() -> list[str]:
+    """Words that start this program: a script, or a module that ``python -m`` runs."""
+    module = sys.modules["__main__"].__spec__
+    return ["python", Path(sys.argv[0]).name] if module is None else ["python", "-m", module.name]

@@ -1,4 +1,4 @@
-"""Files and folders of a run: text and JSON that is there whole or not at all."""
+"""Files and folders of a run: content that is there whole or not at all."""
 
 import json
 import os
@@ -9,20 +9,24 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file whole or not at all; leave it alone if it already holds this text."""
-    encoded = text.encode()
-    if path.exists() and path.read_bytes() == encoded:
+    """Write a UTF-8 file as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; leave it alone if it already holds these bytes."""
+    if path.exists() and path.read_bytes() == content:
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with open(partial, "wb") as file:
-        file.write(encoded)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a kill inside `write_text` has left in a folder that no other process writes."""
+    """Remove what a kill inside `write_bytes` has left in a folder that no other process writes."""
     for path in folder.glob(".*"):
         if re.fullmatch(r"\..+\.\d+", path.name):
             path.unlink()
