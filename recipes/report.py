@@ -15,11 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.common.report import folder
-from recipes.common.report.listening_test import Written, write_listening_test
-from recipes.common.report.page import grouped, write_page
-from recipes.common.report.ratings import analyse, read_ratings
-from recipes.common.report.runs import Evaluation, FoundRuns, find_runs
+from recipes.reporting import folder
+from recipes.reporting.listening_test import Written, write_listening_test
+from recipes.reporting.page import grouped, write_page
+from recipes.reporting.ratings import analyse, read_ratings
+from recipes.reporting.runs import Evaluation, FoundRuns, find_runs
 
 
 def main(argv: list[str]) -> int:
@@ -91,7 +91,7 @@ def make_report(arguments: argparse.Namespace) -> list[str]:
 
 
 def listened_runs(runs: Sequence[Evaluation], dataset: str | None) -> list[Evaluation]:
-    """Runs of the test set that a listening test is about: that of the name, or the only one.
+    """Choose the test set that a listening test is about: that of the name, or the only one.
 
     Raises
     ------
@@ -117,9 +117,7 @@ def listened_runs(runs: Sequence[Evaluation], dataset: str | None) -> list[Evalu
     return next(iter(groups.values()))
 
 
-def _summary(
-    arguments: argparse.Namespace, found: FoundRuns, written: Written | None
-) -> list[str]:
+def _summary(arguments: argparse.Namespace, found: FoundRuns, written: Written | None) -> list[str]:
     lines = [f"left out: {path}: {reason}" for path, reason in found.left_out]
     if written is not None:
         page = arguments.output / folder.LISTENING_TEST / "index.html"

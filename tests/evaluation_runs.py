@@ -93,15 +93,17 @@ def write_run_json(folder: Path, *, command: str) -> None:
 
 def score_of(rows, name):
     weights = [row.get(f"{name}_words", 1) for row in rows]
-    pairs = [(row[name], weight) for row, weight in zip(rows, weights) if row[name] != ""]
+    pairs = [
+        (row[name], weight) for row, weight in zip(rows, weights, strict=True) if row[name] != ""
+    ]
     mean = sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
     values = [value for value, _ in pairs]
     return {"mean": mean, "low": min(values), "high": max(values), "utterances": len(pairs)}
 
 
 def write_samples(folder: Path, item: str, number: int, quality: float, seconds: float) -> None:
-    """Reference and decoded audio: harmonics of a pitch of the item's own, and noise."""
-    place = folder / "samples" / item.replace("/", "-->")
+    """Write reference and decoded audio: harmonics of a pitch of the item's own, and noise."""
+    place = folder / "samples" / item.replace("/", "--")
     place.mkdir(parents=True)
     time = np.arange(round(RATE * seconds)) / RATE
     pitch = 110 + 25 * number + 20 * np.sin(2 * np.pi * 2 * time)
@@ -128,16 +130,21 @@ def write_runs(folder: Path) -> Path:
         write_evaluation(
             folder / "noisy" / name,
             codec=codec,
-            dataset="voicebank_test",
+            dataset="voicebank",
             quality=quality - 0.1,
             not_computed={"utmos": reason, "dwer": "Whisper is not here"},
             scores=scores,
         )
-    write_evaluation(folder / "other" / "ours", codec="Ours <b>", dataset="librispeech_test_clean", quality=0.85)
+    write_evaluation(
+        folder / "other" / "ours", codec="Ours <b>", dataset="librispeech_test_clean", quality=0.85
+    )
     for size in (2000, 8000):
         write_evaluation(
-            folder / "streaming" / f"{size}", task="streaming", settings={"chunk_size": size},
-            quality=0.6 + size / 40000, samples=False,
+            folder / "streaming" / f"{size}",
+            task="streaming",
+            settings={"chunk_size": size},
+            quality=0.6 + size / 40000,
+            samples=False,
         )
     speed = {"parameters": {"mean": 142e6}, "macs_per_second": {"mean": 9.1e9}}
     speed |= {"rtf_encode": {"mean": 31.0}, "rtf_decode": {"mean": 95.5}, "rtf": {"mean": 23.4}}

@@ -65,13 +65,9 @@ def published_tables() -> tuple[PublishedTable, ...]:
 
 
 def tables_beside(task: str, dataset: str | None) -> list[PublishedTable]:
-    """Tables of one task on one dataset; ``dataset`` in any case, with ``-`` or ``_``."""
-    wanted = same_name(dataset or "")
+    """Tables of one task on one test set, by the name of its block."""
     return [
-        table
-        for table in published_tables()
-        if table.task == task
-        and (not table.datasets or wanted in {same_name(name) for name in table.datasets})
+        table for table in published_tables() if table.task == task and dataset in table.datasets
     ]
 
 

@@ -141,9 +141,8 @@ def write_mels(signals: Mapping[Path, Tensor], *, sample_rate: int) -> None:
     high = max(mel.max() for mel in mels.values())
     low = max(high - _MEL_RANGE / encoder.log_std, min(mel.min() for mel in mels.values()))
     for path, mel in mels.items():
-        imsave(
-            path, mel, vmin=low, vmax=high, cmap="magma", origin="lower", metadata={"Software": None}
-        )
+        colours = {"vmin": low, "vmax": high, "cmap": "magma"}
+        imsave(path, mel, origin="lower", metadata={"Software": None}, **colours)
 
 
 def _draw_bar(panel: Axes, place: int, values: Sequence[float]) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from recipes.common.files import file_crc
 from recipes.common.plots import write_mels
-from recipes.common.report.runs import Evaluation, labels
 from recipes.common.scoring import to_16k
+from recipes.reporting.runs import Evaluation, labels
 
 SAMPLE_RATE = 16_000
 # Columns in front of the codecs' own, by the kind of file that the first run which has it gives.
@@ -79,7 +79,8 @@ def write_samples(
     if not ids:
         return None
     names = labels(runs)
-    kinds = [kind for kind in COMMON if any(kind in by_run[r][i] for r in by_run for i in ids if i in by_run[r])]
+    heard = [samples.get(item, {}) for samples in by_run.values() for item in ids]
+    kinds = [kind for kind in COMMON if any(kind in files for files in heard)]
     columns = [COMMON[kind] for kind in kinds]
     with_rec = [run for run in runs if any("rec" in files for files in by_run[run.folder].values())]
     for run in runs:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipes.common.files import read_json
-from recipes.common.report.measures import WEIGHTS
 from recipes.common.run_folder import read_description
 from recipes.common.run_origin import RunFiles, Start, starts_of
 
@@ -60,39 +59,29 @@ class Evaluation(NamedTuple):
     def samples(self) -> dict[str, dict[str, Path]]:
         """Audio files by utterance id, then by kind (of `AUDIO`), in the order of ids."""
         found = {}
+        ids = {str(row["id"]).replace("/", "--"): str(row["id"]) for row in self.utterances()}
         for folder in sorted((self.folder / "samples").glob("*/")):
             files = {kind: folder / f"{kind}.wav" for kind in AUDIO}
             files = {kind: path for kind, path in files.items() if path.is_file()}
             if files:
-                found[folder.name.replace("-->", "/")] = files
+                found[ids.get(folder.name, folder.name)] = files
         return found
 
-    def utterance_scores(self, name: str) -> dict[str, tuple[float, float]]:
-        """Score and weight of every utterance that has it, by id, from ``utterances.csv``.
+    def utterances(self) -> list[dict[str, Any]]:
+        """Rows of ``utterances.csv``: ``id``, and all columns that hold a number, as a number.
 
         Raises
         ------
-        ValueError : if the file holds something else than numbers there.
+        ValueError : if the file has no ids.
         """
         path = self.folder / "utterances.csv"
         if not path.is_file():
-            return {}
-        prefix, _, key = name.partition("_")
-        weight = f"{prefix}_{WEIGHTS[key]}" if key in WEIGHTS else None
-        scores = {}
+            return []
         with path.open(newline="", encoding="utf-8") as file:
-            for line, row in enumerate(csv.DictReader(file), 2):
-                if not row.get(name):
-                    continue
-                try:
-                    value = float(row[name])
-                    scores[row["id"]] = value, float(row[weight]) if weight else 1.0
-                except (KeyError, TypeError, ValueError) as error:
-                    raise ValueError(
-                        f"{path}, line {line}: {name} needs an id and numbers, got {row[name]!r} "
-                        f"({error})"
-                    ) from error
-        return scores
+            table = csv.DictReader(file)
+            if "id" not in (table.fieldnames or ()):
+                raise ValueError(f"{path} has no column id")
+            return [{**_numbers(row), "id": row["id"]} for row in table]
 
     def code_counts(self) -> list[list[int]] | None:
         """How often each code was used, by codebook; None if the run did not count.
@@ -261,7 +250,20 @@ def _score(entry: Any, place: str) -> Score | None:
 def _differing(settings: list[dict[str, Any]]) -> list[str]:
     keys = dict.fromkeys(key for one in settings for key in one)
     keys = [key for key in keys if len({str(one.get(key)) for one in settings}) > 1]
-    return [", ".join(f"{key} {one.get(key)}" for key in keys) for one in settings]
+    return [
+        ", ".join(f"{key} {one[key]}" if key in one else f"no {key}" for key in keys)
+        for one in settings
+    ]
+
+
+def _numbers(row: Mapping[str, str | None]) -> dict[str, float]:
+    found = {}
+    for key, text in row.items():
+        try:
+            found[key] = float(text or "")
+        except (TypeError, ValueError):
+            continue
+    return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
 def _weights(run: Evaluation) -> str:

@@ -16,10 +16,11 @@ from recipes.common.paper_tables import (
     same_name,
     tables_beside,
 )
-from recipes.common.report.measures import WEIGHTS, Measure, in_order, measure_of
-from recipes.common.report.runs import Evaluation, Score, labels
+from recipes.reporting.measures import WEIGHTS, Measure, in_order, measure_of
+from recipes.reporting.runs import Evaluation, Score, labels
 
 NOT_COMPUTED = "not computed"
+INPUT = "Input"  # what a codec is given, where that is not the reference
 _WEIGHT_KEYS = set(WEIGHTS.values())
 _FIRST_SCORES = {"dnsmos": "dnsmos_ovrl"}  # the column to say so in where a metric has several
 _LAST = len(published_order())
@@ -37,6 +38,12 @@ class Cell(NamedTuple):
     number: str = ""
     note: str | None = None
     bounds: tuple[float | None, float | None] = (None, None)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether its interval does not hold 0."""
+        low, high = self.bounds
+        return low is not None and high is not None and (low > 0 or high < 0)
 
 
 class Row(NamedTuple):
@@ -78,14 +85,15 @@ def score_table(runs: Sequence[Evaluation]) -> ScoreTable:
     rows = [
         row for run in runs for row in _run_rows(run, names[run.folder], with_chunks=with_chunks)
     ]
-    rows = _references(runs, names) + rows + _published_rows(published)
+    rows += _commons(runs, names, "ref_", REFERENCE) + _commons(runs, names, "input_", INPUT)
+    rows += _published_rows(published)
     shown = {key for row in rows for key in row.cells} - (set(FACTS) - {"bitrate"})
     title = dataset or "no test set"
     return _finished(title, in_order(shown), rows, published)
 
 
 def facts_table(runs: Iterable[Evaluation]) -> ScoreTable:
-    """What every codec is and costs: Table 1's columns, and speed where it was measured."""
+    """Say what every codec is and costs: Table 1's columns, and speed where it was measured."""
     rows, seen = [], set()
     runs = list(runs)
     measured = [run for run in runs if run.task == "speed"]
@@ -106,7 +114,7 @@ def facts_table(runs: Iterable[Evaluation]) -> ScoreTable:
 
 
 def paper_table(table: PublishedTable) -> ScoreTable:
-    """A published table alone."""
+    """Show a published table alone."""
     rows = [_published_row(row, table.source) for row in table.rows]
     return _finished(table.title, [measure_of(key) for key in table.columns], rows, [table])
 
@@ -129,17 +137,19 @@ def _run_rows(run: Evaluation, name: str, *, with_chunks: bool) -> list[Row]:
     return rows
 
 
-def _references(runs: Sequence[Evaluation], names: dict) -> list[Row]:
-    """One row for all runs whose reference has the same scores."""
+def _commons(
+    runs: Sequence[Evaluation], names: dict[Path, str], prefix: str, title: str
+) -> list[Row]:
+    """Scores of what all codecs have in common: one row for all runs that agree on them."""
     found: dict[tuple, list[Evaluation]] = {}
     for run in runs:
-        if scores := _prefixed(run, "ref_"):
+        if scores := _prefixed(run, prefix):
             found.setdefault(tuple(sorted(scores.items())), []).append(run)
     rows = []
     for members in found.values():
         of = "" if len(found) == 1 else f" of {', '.join(names[run.folder] for run in members)}"
-        cells = _score_cells(_prefixed(members[0], "ref_"), members[0])
-        rows.append(Row(f"{REFERENCE}{of}", members[0].folder, cells, REFERENCE))
+        cells = _score_cells(_prefixed(members[0], prefix), members[0])
+        rows.append(Row(f"{title}{of}", members[0].folder, cells, title))
     return rows
 
 
@@ -181,7 +191,7 @@ def _published_row(row: PublishedRow, source: str) -> Row:
 
 def _prefixed(run: Evaluation, prefix: str) -> dict[str, Score]:
     """Scores of one prefix, by key; ``""`` for those that have none."""
-    prefixes = ("hyp_", "ref_", "rec_")
+    prefixes = ("hyp_", "ref_", "rec_", "input_")
     found = {}
     for name, score in run.scores.items():
         if prefix and name.startswith(prefix):
@@ -233,12 +243,11 @@ def _chunk_cell(run: Evaluation) -> dict[str, Cell]:
 
 def _reasons(run: Evaluation) -> dict[str, Cell]:
     """Cells that say why a metric has no value; a value replaces them."""
-    return {
-        _FIRST_SCORES.get(metric, metric): Cell(
-            None, NOT_COMPUTED, note=f"{measure_of(_FIRST_SCORES.get(metric, metric)).title}: {reason}"
-        )
-        for metric, reason in run.not_computed.items()
-    }
+    cells = {}
+    for metric, reason in run.not_computed.items():
+        key = _FIRST_SCORES.get(metric, metric)
+        cells[key] = Cell(None, NOT_COMPUTED, note=f"{measure_of(key).title}: {reason}")
+    return cells
 
 
 def _finished(
@@ -246,19 +255,17 @@ def _finished(
 ) -> ScoreTable:
     rows = sorted(rows, key=_place)
     notes = dict.fromkeys(cell.note for row in rows for cell in row.cells.values() if cell.note)
-    sources = [
-        f"{table.source}{f' ({table.note})' if table.note else ''}" for table in published
-    ]
+    sources = [f"{table.source}{f' ({table.note})' if table.note else ''}" for table in published]
     return ScoreTable(title, columns, rows, list(dict.fromkeys(sources)), list(notes))
 
 
 def _place(row: Row) -> tuple:
-    """References first, then the published order, a run beside the codec that it is."""
+    """Sort key: references first, then the published order, a run beside the codec that it is."""
     chunk = row.cells.get("chunk_size")
     size = -chunk.value if chunk is not None else 0
     order = published_order().get(same_name(row.codec), _LAST)
-    is_reference = row.codec == REFERENCE
-    return (not is_reference, order, same_name(row.codec), size, row.is_ours, row.name)
+    rank = {REFERENCE: 0, INPUT: 1}.get(row.codec, 2)
+    return (rank, order, same_name(row.codec), size, row.is_ours, row.name)
 
 
 def _is_number(value: Any) -> bool:

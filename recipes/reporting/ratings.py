@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from recipes.common.report.figures import Point, plot_bitrate, plot_ratings
-from recipes.common.report.statistics import Interval, mean_interval
+from recipes.reporting.figures import Point, plot_bitrate, plot_ratings
+from recipes.reporting.statistics import Interval, mean_interval
 
 COLUMNS = (
     "test",
@@ -181,9 +181,9 @@ def _bitrate_figure(conditions: Sequence[Condition], output: Path) -> str | None
     ]
     if not points:
         return None
-    title = "Mean opinion score ↑"
-    reference = {title: c.mos.mean for c in conditions if c.kind == REFERENCE}
-    plot_bitrate({title: points}, output / "figures/mos.svg", lines=reference)
+    reference = next((c.mos.mean for c in conditions if c.kind == REFERENCE), None)
+    path = output / "figures/mos.svg"
+    plot_bitrate("Mean opinion score ↑", points, path, reference=reference)
     return "figures/mos.svg"
 
 

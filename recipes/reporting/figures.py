@@ -1,11 +1,5 @@
-"""Figures of the report as SVG files that follow the page between light and dark.
+"""Figures of the report: scores over bitrate, use of codes, training curves, ratings."""
 
-Matplotlib draws with placeholder colours, which are then replaced by CSS variables; text stays
-text. The same content gives the same bytes.
-"""
-
-import io
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,45 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from recipes.common.files import write_text
-
-INK, MUTED, GRID = "#010101", "#020202", "#030303"
-SERIES = tuple(f"#04040{digit}" for digit in range(8))
-_LIGHT = {INK: "#1d2125", MUTED: "#5f6872", GRID: "#dfe3e8"}
-_DARK = {INK: "#e7eaee", MUTED: "#9aa4af", GRID: "#343b43"}
-# Okabe and Ito's colours, told apart by colour-blind readers; darker or lighter by background.
-_LIGHT |= dict(
-    zip(SERIES, "#0072b2 #c44900 #00805c #a8478a #8a6d00 #3d7fae #5c5c5c #1d2125".split(), strict=True)
-)
-_DARK |= dict(
-    zip(SERIES, "#56b4e9 #f08a4b #3ec79a #e08fc4 #e6c229 #9cc9e8 #b5b5b5 #e7eaee".split(), strict=True)
-)
-MARKERS = "osD^vPX*"
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "report",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.4,
-}
+from recipes.reporting.svg import INK, MARKERS, MUTED, SERIES, STYLE, plain, save
 
 
 class Point(NamedTuple):
@@ -68,38 +24,41 @@ class Point(NamedTuple):
     high: float | None = None
 
 
-def plot_bitrate(panels: Mapping[str, Sequence[Point]], path: Path, *, lines: Mapping[str, float]) -> None:
-    """Scores over bitrate, one panel a measure: ours filled and coloured, published ones hollow.
+def plot_bitrate(
+    title: str, points: Sequence[Point], path: Path, *, reference: float | None = None
+) -> None:
+    """Draw a score over bitrate: ours filled and coloured, published ones hollow.
 
     Parameters
     ----------
-    panels : points by title.
+    title : of the score.
+    points : one a codec; of ours, the same order gives the same colours.
     path : SVG to write.
-    lines : for some titles the reference's score, drawn as a dashed line.
+    reference : the reference's score, drawn as a dashed line; None without.
     """
-    ours = list(dict.fromkeys(p.name for ps in panels.values() for p in ps if p.is_ours))
-    with matplotlib.rc_context(_STYLE):
-        columns = min(2, len(panels))
-        rows = -(-len(panels) // columns)
-        figure = Figure(figsize=(5.2 * columns, 3.5 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for panel in axes[len(panels) :]:
-            panel.set_visible(False)
-        for panel, (title, points) in zip(axes, panels.items(), strict=False):
-            panel.set_title(title)
-            _bitrate_axis(panel, [point.bitrate for point in points])
-            for point in points:
-                _draw_point(panel, point, ours)
-            if title in lines:
-                panel.axhline(lines[title], color=SERIES[2], linestyle="--", linewidth=1.2)
-                panel.annotate(
-                    "reference", (1, lines[title]), xycoords=("axes fraction", "data"),
-                    xytext=(0, 3), textcoords="offset points", ha="right", fontsize=7.5,
-                    color=SERIES[2],
-                )
-            panel.margins(x=0.12, y=0.12)
-            _label_points(panel, points, ours)
-        _save(figure, path)
+    ours = list(dict.fromkeys(point.name for point in points if point.is_ours))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+        panel = figure.subplots()
+        panel.set_title(title)
+        _bitrate_axis(panel, [point.bitrate for point in points])
+        for point in points:
+            _draw_point(panel, point, ours)
+        if reference is not None:
+            panel.axhline(reference, color=INK, linestyle=(0, (5, 4)), linewidth=0.9)
+            panel.annotate(
+                "reference",
+                (1, reference),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="right",
+                fontsize=7.5,
+                color=MUTED,
+            )
+        panel.margins(x=0.12, y=0.12)
+        _label_points(panel, points, ours)
+        save(figure, path)
 
 
 def plot_code_usage(counts: Mapping[str, Sequence[Sequence[int]]], path: Path) -> None:
@@ -110,7 +69,7 @@ def plot_code_usage(counts: Mapping[str, Sequence[Sequence[int]]], path: Path) -
     counts : by codec, how often each code was used, by codebook.
     path : SVG to write.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.4, 4), layout="constrained")
         panel = figure.subplots()
         for place, (name, books) in enumerate(counts.items()):
@@ -134,11 +93,11 @@ def plot_code_usage(counts: Mapping[str, Sequence[Sequence[int]]], path: Path) -
         panel.set_xlabel("rank of the code / codebook size")
         panel.set_ylabel("frequency / that of a uniform use")
         panel.legend(loc="upper right")
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_curves(steps: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Logged terms of a training over optimizer steps, one panel a term.
+    """Draw the logged terms of a training over optimizer steps, one panel a term.
 
     Parameters
     ----------
@@ -147,7 +106,7 @@ def plot_curves(steps: Sequence[Mapping[str, float]], path: Path) -> None:
     """
     terms = list(dict.fromkeys(key for entry in steps for key in entry))
     terms = [term for term in terms if term not in ("step", "epoch")]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         columns = min(4, len(terms))
         rows = -(-len(terms) // columns)
         figure = Figure(figsize=(2.8 * columns, 2.1 * rows), layout="constrained")
@@ -158,11 +117,11 @@ def plot_curves(steps: Sequence[Mapping[str, float]], path: Path) -> None:
             shown = [(e["step"], e[term]) for e in steps if isinstance(e.get(term), int | float)]
             thinned = shown[:: max(1, len(shown) // 1000)]
             panel.plot(*zip(*thinned, strict=True), color=SERIES[0], linewidth=1.1)
-            panel.set_title(_plain(term))
+            panel.set_title(plain(term))
             panel.tick_params(labelsize=7)
             panel.locator_params(axis="x", nbins=4)
         figure.supxlabel("optimizer step", fontsize=8.5, color=MUTED)
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_ratings(ratings: Mapping[str, Sequence[float]], path: Path) -> None:
@@ -174,25 +133,30 @@ def plot_ratings(ratings: Mapping[str, Sequence[float]], path: Path) -> None:
     path : SVG to write.
     """
     names = list(ratings)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.4, 0.9 + 0.44 * len(names)), layout="constrained")
         panel = figure.subplots()
         line = {"color": MUTED, "linewidth": 1}
         panel.boxplot(
-            list(ratings.values()), orientation="horizontal", widths=0.55, showfliers=False,
-            boxprops=line, whiskerprops=line, capprops=line,
+            list(ratings.values()),
+            orientation="horizontal",
+            widths=0.55,
+            showfliers=False,
+            boxprops=line,
+            whiskerprops=line,
+            capprops=line,
             medianprops={"color": SERIES[1], "linewidth": 2.2},
         )
         for place, values in enumerate(ratings.values(), 1):
             spread = np.random.default_rng(place).uniform(-0.18, 0.18, len(values))
             panel.plot(values, place + spread, ".", color=SERIES[0], alpha=0.35, markersize=4)
-        panel.set_yticks(range(1, len(names) + 1), [_plain(name) for name in names])
+        panel.set_yticks(range(1, len(names) + 1), [plain(name) for name in names])
         panel.tick_params(axis="y", labelcolor=INK, labelsize=9)
         panel.invert_yaxis()
         panel.grid(axis="y", visible=False)
         panel.set_xlim(-2, 102)
         panel.set_xlabel("rating")
-        _save(figure, path)
+        save(figure, path)
 
 
 def _bitrate_axis(panel: Axes, bitrates: Sequence[float]) -> None:
@@ -213,7 +177,12 @@ def _draw_point(panel: Axes, point: Point, ours: Sequence[str]) -> None:
     place = ours.index(point.name)
     color = SERIES[place % len(SERIES)]
     panel.plot(
-        point.bitrate, point.value, MARKERS[place % len(MARKERS)], markersize=8, color=color, zorder=3
+        point.bitrate,
+        point.value,
+        MARKERS[place % len(MARKERS)],
+        markersize=8,
+        color=color,
+        zorder=3,
     )
     if point.low is not None:
         panel.vlines(point.bitrate, point.low, point.high, color=color, linewidth=1.6, zorder=3)
@@ -246,34 +215,16 @@ def _label_points(panel: Axes, points: Sequence[Point], ours: Sequence[str]) -> 
         color = SERIES[ours.index(point.name) % len(SERIES)] if point.is_ours else MUTED
         weight = "bold" if point.is_ours else "normal"
         panel.annotate(
-            _plain(point.name), (point.bitrate, point.value), xytext=(dx * 0.72, dy * 0.72),
-            textcoords="offset points", ha=side, fontsize=size, color=color, fontweight=weight,
+            plain(point.name),
+            (point.bitrate, point.value),
+            xytext=(dx * 0.72, dy * 0.72),
+            textcoords="offset points",
+            ha=side,
+            fontsize=size,
+            color=color,
+            fontweight=weight,
         )
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib does not read as a formula."""
-    return text.replace("$", r"\$")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    variables = {color: f"--c{place}" for place, color in enumerate(_LIGHT)}
-    for color, name in variables.items():
-        text = text.replace(color, f"var({name})")
-    light, dark = (
-        "".join(f"{variables[key]}:{value};" for key, value in colors.items())
-        for colors in (_LIGHT, _DARK)
-    )
-    style = (
-        f"<style>:root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
-        "text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}</style>"
-    )
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
-    write_text(path, re.sub(r"(<svg[^>]*>)", lambda found: found[1] + style, text, count=1))

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from recipes.common.files import file_crc, write_text
-from recipes.common.report.page import ASSETS, render
-from recipes.common.report.ratings import ANCHOR, CODEC, REFERENCE
-from recipes.common.report.runs import Evaluation, labels
-from recipes.common.report.samples import SAMPLE_RATE, load, shared_items
+from recipes.reporting.page import ASSETS, render
+from recipes.reporting.ratings import ANCHOR, CODEC, REFERENCE
+from recipes.reporting.runs import Evaluation, labels
+from recipes.reporting.samples import SAMPLE_RATE, load, shared_items
 
 ANCHOR_NAME = "3.5 kHz anchor"
 
@@ -157,7 +157,11 @@ def _salt(runs: Sequence[Evaluation], items: Sequence[str], with_anchor: bool) -
     samples = [run.samples() for run in runs]
     content = [
         [labels(runs)[run.folder] for run in runs],
-        [[file_crc(found[item][kind]) for kind in ("ref", "hyp")] for item in items for found in samples],
+        [
+            [file_crc(found[item][kind]) for kind in ("ref", "hyp")]
+            for item in items
+            for found in samples
+        ],
         list(items),
         with_anchor,
     ]

@@ -27,7 +27,7 @@ class Measure(NamedTuple):
         if not math.isfinite(value):
             return "∞" if value > 0 else "−∞"
         if self.spec == "speed":
-            return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+            return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
         return format(value, self.spec).replace("-", "−")
 
 
@@ -41,6 +41,8 @@ _MEASURES = (
     Measure("embedding_dim", "Code size", ".0f"),
     Measure("parameters", "Parameters (M)", ".3g", 1e-6),
     Measure("macs_per_second", "MACs (G/s)", ".3g", 1e-9),
+    Measure("macs_per_second_encode", "MACs encode (G/s)", ".3g", 1e-9),
+    Measure("macs_per_second_decode", "MACs decode (G/s)", ".3g", 1e-9),
     Measure("chunk_size", "Chunk (samples)", ".0f"),
     Measure("utmos", "UTMOS", ".2f", 1, 1),
     Measure("dnsmos_ovrl", "DNSMOS", ".2f", 1, 1),

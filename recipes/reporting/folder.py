@@ -27,7 +27,7 @@ def check_output(output: Path, run_folders: Iterable[Path]) -> None:
     """
     for folder in run_folders:
         if output.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{output} lies in the run folder {folder}; write the report elsewhere")
+            raise ValueError(f"{output} lies in the run folder {folder}; write it elsewhere")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; name a folder to write")
     if output.is_dir() and any(output.iterdir()) and not (output / MARKER).is_file():

@@ -9,18 +9,18 @@ import jinja2
 from recipes.common.files import write_text
 from recipes.common.paper_tables import published_tables, tables_beside
 from recipes.common.plots import read_steps
-from recipes.common.report.differences import DifferenceTable, difference_table
-from recipes.common.report.figures import (
+from recipes.reporting.differences import DifferenceTable, difference_table
+from recipes.reporting.figures import (
     Point,
     plot_bitrate,
     plot_code_usage,
     plot_curves,
 )
-from recipes.common.report.measures import QUALITY, measure_of
-from recipes.common.report.ratings import RatingSummary
-from recipes.common.report.runs import Evaluation, FoundRuns, labels
-from recipes.common.report.samples import Samples, write_samples
-from recipes.common.report.tables import (
+from recipes.reporting.measures import QUALITY, measure_of
+from recipes.reporting.ratings import RatingSummary
+from recipes.reporting.runs import Evaluation, FoundRuns, labels
+from recipes.reporting.samples import Samples, write_samples
+from recipes.reporting.tables import (
     REFERENCE,
     ScoreTable,
     bitrate_of,
@@ -44,15 +44,17 @@ class Group(NamedTuple):
     task: str
     dataset: str
     runs: list[Evaluation]
+    names: dict[Path, str]
+    size: str
     table: ScoreTable
     differences: DifferenceTable
-    bitrate_figure: str | None
+    bitrate_figures: list[tuple[str, str]]
     usage_figure: str | None
     samples: Samples | None
 
 
 def grouped(runs: Sequence[Evaluation]) -> dict[tuple[str, str | None], list[Evaluation]]:
-    """Runs by task and test set, in the order of `TASKS`; speed has none and is left out."""
+    """Sort runs by task and test set, in the order of `TASKS`; speed has none and is left out."""
     groups: dict[tuple[str, str | None], list[Evaluation]] = {}
     tasks = list(TASKS)
     order = sorted(
@@ -95,7 +97,9 @@ def write_page(
         for number, members in enumerate(grouped(runs).values(), 1)
     ]
     shown = [table for run in runs for table in tables_beside(run.task, run.dataset_name)]
-    others = [t for t in published_tables() if t not in shown and not t.title.startswith("Compared")]
+    others = [
+        t for t in published_tables() if t not in shown and not t.title.startswith("Compared")
+    ]
     context = {
         "groups": groups,
         "facts": facts_table(runs) if runs else None,
@@ -103,7 +107,8 @@ def write_page(
         "left_out": found.left_out,
         "runs": runs,
         "run_ids": {run.folder: f"run-{number}" for number, run in enumerate(runs, 1)},
-        "run_names": labels(runs),
+        "run_names": {folder: name for group in groups for folder, name in group.names.items()}
+        | labels([run for run in runs if run.task == "speed"]),
         "others": [paper_table(table) for table in others],
         "ratings": ratings,
         "has_listening_test": has_listening_test,
@@ -147,35 +152,48 @@ def _group(
         task=task,
         dataset=dataset or "no test set",
         runs=members,
+        names=labels(members),
+        size=_size(members),
         table=table,
         differences=difference_table([*members, *offline]),
-        bitrate_figure=_bitrate_figure(table, output, f"figures/{number}-bitrate.svg"),
+        bitrate_figures=_bitrate_figures(table, output, f"figures/{number}"),
         usage_figure=_usage_figure(members, output, f"figures/{number}-codes.svg"),
         samples=write_samples(members, output, f"audio/{number}", limit=num_items),
     )
 
 
-def _bitrate_figure(table: ScoreTable, output: Path, name: str) -> str | None:
-    """Plot every quality score that one of our runs has over the bitrate."""
-    panels, lines = {}, {}
+def _size(runs: Sequence[Evaluation]) -> str:
+    """How much was evaluated, once if it is the same for all runs."""
+    names, sizes = labels(runs), {}
+    for run in runs:
+        utterances, hours = run.dataset.get("utterances"), run.dataset.get("hours")
+        text = "size not recorded" if utterances is None else f"{utterances} utterances"
+        if isinstance(hours, int | float):
+            text += f", {hours:.2f} h"
+        sizes.setdefault(text, []).append(names[run.folder])
+    if len(sizes) == 1:
+        return f"{next(iter(sizes))}."
+    return "; ".join(f"{', '.join(of)}: {text}" for text, of in sizes.items()) + "."
+
+
+def _bitrate_figures(table: ScoreTable, output: Path, stem: str) -> list[tuple[str, str]]:
+    """Plot every quality score that one of our runs has; title and path of each figure."""
+    figures = []
     for measure in table.columns:
-        if measure.key not in QUALITY:
-            continue
-        points = []
-        for row in table.rows:
+        points, reference = [], None
+        for row in table.rows if measure.key in QUALITY else ():
             cell, bitrate = row.cells.get(measure.key), bitrate_of(row)
             if cell is None or cell.value is None:
                 continue
             if row.codec == REFERENCE:
-                lines.setdefault(f"{measure.title} {measure.arrow}", cell.value)
+                reference = cell.value  # ours stands after the published one
             elif bitrate is not None:
                 points.append(Point(row.name, bitrate, cell.value, row.is_ours, *cell.bounds))
         if any(point.is_ours for point in points):
-            panels[f"{measure.title} {measure.arrow}"] = points
-    if not panels:
-        return None
-    plot_bitrate(panels, output / name, lines=lines)
-    return name
+            title, name = f"{measure.title} {measure.arrow}", f"{stem}-{measure.key}.svg"
+            plot_bitrate(title, points, output / name, reference=reference)
+            figures.append((title, name))
+    return figures
 
 
 def _usage_figure(runs: Sequence[Evaluation], output: Path, name: str) -> str | None:
