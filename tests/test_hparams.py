@@ -18,7 +18,8 @@ from focalcodec.logmel import LogMel
 from focalcodec.mixers import AMPBlock, ConformerBlock, LinearBlock
 from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
 from focalcodec.wavlm import WavLM
-from recipes.common.experiment import canonical, config_hash, parse_command_line
+from recipes.common.command_line import canonical, parse_command_line
+from recipes.common.experiment import config_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 MAINS = sorted((ROOT / "hparams").glob("*.yaml"))

@@ -10,7 +10,8 @@ import pytest
 import ruamel.yaml
 
 from focalcodec.cli import main as cli
-from recipes.common.experiment import config_hash, parse_command_line
+from recipes.common.command_line import parse_command_line
+from recipes.common.experiment import config_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

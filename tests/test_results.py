@@ -158,7 +158,7 @@ def test_run_with_an_older_description_goes_on(corpus, quantizer_run, decoder_ru
     path.write_text(json.dumps(older))
     folder = RunFolder(tmp_path / "run", command=["again"], config_hash=older["config_hash"])
     folder.refuse_other_configuration()
-    folder.describe(encoder=older["encoder"], seed=5, parameters={}, hardware=HARDWARE)
+    folder.describe(weights={"encoder": older["encoder"]}, seed=5, parameters={}, hardware=HARDWARE)
     newer = read_description(tmp_path / "run")
     assert newer["starts"][0] == older["starts"][0] and len(newer["starts"]) == 2
     assert newer["seed"] == 5 and newer["starts"][1]["hardware"] == HARDWARE

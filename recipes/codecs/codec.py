@@ -4,24 +4,33 @@ An adapter for one codec derives from `Codec` and writes the ``_x_to_y`` methods
 utterance at a time, so that what stands beside an utterance can never change its tokens, whatever
 the package behind the adapter does about padding.
 
-========= ============= ======================================================================
-name      shape         meaning
-========= ============= ======================================================================
-``sig``   (B, T)        signal at ``sample_rate``; decoded at ``sample_rate_output``
-``toks``  (B, L, K)     int64 tokens of K codebooks, the most important first
-``feats`` (B, N, H)     continuous features right before the decoder, not quantized
-``qfeats`` (B, N, H)    the same features decoded from tokens
-========= ============= ======================================================================
+========== ============= ======================================================================
+name       shape         meaning
+========== ============= ======================================================================
+``sig``    (B, T)        signal at ``sample_rate``; decoded at ``sample_rate_output``
+``toks``   (B, L, K)     int64 tokens of K codebooks, the most important first
+``feats``  (B, N, H)     continuous features right before the decoder, not quantized
+``qfeats`` (B, N, H)     the same features decoded from tokens
+========== ============= ======================================================================
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from focalcodec.checks import check_mono
+from focalcodec.checks import check_finite, check_mono
 from focalcodec.masking import num_valid
+
+
+class Resynthesis(NamedTuple):
+    """What a codec makes of a signal: decoded signal (B, T') and the tokens (B, L, K) between."""
+
+    sig: Tensor
+    toks: Tensor
 
 
 class Codec(nn.Module):
@@ -72,7 +81,7 @@ class Codec(nn.Module):
         raise NotImplementedError
 
     def embeddings(self) -> Tensor:
-        """(K, codebook_size, H) vector of every token of every codebook."""
+        """(K, codebook_size, H) vector of every token of every codebook, as in the codebook."""
         raise NotImplementedError
 
     # For users
@@ -86,6 +95,19 @@ class Codec(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @property
+    def samples_per_tok(self) -> int:
+        """Input samples of one token of each codebook."""
+        return round(self.sample_rate / self.token_rate)
+
+    def num_samples_output(self, num_samples: int) -> int:
+        """Output samples that last as long as ``num_samples`` input samples, rounded down."""
+        return num_samples * self.sample_rate_output // self.sample_rate
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """Stay in evaluation mode, whatever the module around it does."""
+        return super().train(False)
 
     @torch.no_grad()
     def sig_to_toks(self, sig: Tensor, *, lens: Tensor | None = None) -> Tensor:
@@ -102,10 +124,10 @@ class Codec(nn.Module):
 
         Raises
         ------
-        ValueError : if ``sig`` is no batch of mono signals or has no samples.
+        ValueError : if ``sig`` is no batch of mono signals, has no samples or values that are not
+            finite, or ``lens`` are no fractions.
         """
-        rows = [self._sig_to_toks(row) for row in self._rows(sig, lens)]
-        return pad_sequence([row[0] for row in rows], batch_first=True)
+        return _joined([self._sig_to_toks(row) for row in self._sig_rows(sig, lens)])
 
     @torch.no_grad()
     def toks_to_sig(
@@ -125,51 +147,96 @@ class Codec(nn.Module):
 
         Raises
         ------
-        ValueError : if ``toks`` have another shape or are out of range.
+        ValueError : if ``toks`` have another shape or type, are out of range, or ``lens`` are no
+            fractions.
         """
-        if toks.ndim != 3 or toks.shape[-1] != self.num_codebooks or toks.shape[1] < 1:
-            raise ValueError(
-                f"toks must be (B, L, {self.num_codebooks}) with L >= 1, got {tuple(toks.shape)}"
-            )
-        low, high = (int(bound) for bound in toks.aminmax())
-        if low < 0 or high >= self.codebook_size:
-            raise ValueError(f"toks must be in [0, {self.codebook_size}), got {low} to {high}")
-        return self._joined([self._toks_to_sig(r) for r in _unpadded(toks, lens)], num_samples)
+        sigs = [self._toks_to_sig(row) for row in self._toks_rows(toks, lens)]
+        return fit(_joined(sigs), num_samples)
 
     @torch.no_grad()
     def sig_to_feats(self, sig: Tensor, *, lens: Tensor | None = None) -> Tensor:
         """Continuous features (B, N, H) in front of the decoder; arguments as `sig_to_toks`."""
-        rows = [self._sig_to_feats(row) for row in self._rows(sig, lens)]
-        return pad_sequence([row[0] for row in rows], batch_first=True)
+        self._check_has_feats()
+        return _joined([self._sig_to_feats(row) for row in self._sig_rows(sig, lens)])
 
     @torch.no_grad()
     def toks_to_qfeats(self, toks: Tensor, *, lens: Tensor | None = None) -> Tensor:
         """Features (B, N, H) of tokens; arguments as `toks_to_sig`."""
-        rows = [self._toks_to_qfeats(row) for row in _unpadded(toks, lens)]
-        return pad_sequence([row[0] for row in rows], batch_first=True)
+        self._check_has_feats()
+        return _joined([self._toks_to_qfeats(row) for row in self._toks_rows(toks, lens)])
 
     @torch.no_grad()
     def feats_to_sig(
         self, feats: Tensor, *, lens: Tensor | None = None, num_samples: int | None = None
     ) -> Tensor:
         """Signal (B, T') of features (B, N, H); arguments as `toks_to_sig`."""
-        return self._joined([self._feats_to_sig(r) for r in _unpadded(feats, lens)], num_samples)
+        self._check_has_feats()
+        if feats.ndim != 3 or feats.numel() == 0:
+            raise ValueError(
+                f"feats must be (B, N, H) with at least one frame, got {tuple(feats.shape)}"
+            )
+        sigs = [self._feats_to_sig(row) for row in _unpadded(feats, lens, name="feats")]
+        return fit(_joined(sigs), num_samples)
 
-    def _rows(self, sig: Tensor, lens: Tensor | None) -> list[Tensor]:
+    def resynthesize(self, sig: Tensor, *, lens: Tensor | None = None) -> Resynthesis:
+        """Encode and decode; arguments and errors as `sig_to_toks`.
+
+        Returns
+        -------
+        A decoded signal that lasts as long as ``sig`` (each row as long as it is without padding,
+        0 after that), and its tokens.
+        """
+        rows = [self._resynthesize(row) for row in self._sig_rows(sig, lens)]
+        decoded = _joined([row.sig for row in rows])
+        return Resynthesis(
+            fit(decoded, self.num_samples_output(sig.shape[1])), _joined([row.toks for row in rows])
+        )
+
+    def _resynthesize(self, sig: Tensor) -> Resynthesis:
+        toks = self.sig_to_toks(sig)
+        num_samples = self.num_samples_output(sig.shape[1])
+        return Resynthesis(self.toks_to_sig(toks, num_samples=num_samples), toks)
+
+    def _sig_rows(self, sig: Tensor, lens: Tensor | None) -> list[Tensor]:
         check_mono(sig, sample_rate=self.sample_rate, dtype=torch.float32)
-        return _unpadded(sig, lens)
+        return _unpadded(sig, lens, name="sig")
 
-    @staticmethod
-    def _joined(sigs: list[Tensor], num_samples: int | None) -> Tensor:
-        joined = pad_sequence([sig[0] for sig in sigs], batch_first=True)
-        if num_samples is None:
-            return joined
-        missing = max(0, num_samples - joined.shape[1])
-        return nn.functional.pad(joined, (0, missing))[:, :num_samples]
+    def _toks_rows(self, toks: Tensor, lens: Tensor | None) -> list[Tensor]:
+        if toks.ndim != 3 or toks.shape[-1] != self.num_codebooks or toks.numel() == 0:
+            raise ValueError(
+                f"toks must be (B, L, {self.num_codebooks}) with L >= 1, got {tuple(toks.shape)}"
+            )
+        if toks.dtype != torch.int64:
+            raise ValueError(f"toks must be int64, got {toks.dtype}; convert with toks.long()")
+        rows = _unpadded(toks, lens, name="toks")
+        low = min(int(row.min()) for row in rows)
+        high = max(int(row.max()) for row in rows)
+        if low < 0 or high >= self.codebook_size:
+            raise ValueError(f"toks must be in [0, {self.codebook_size}), got {low} to {high}")
+        return rows
+
+    def _check_has_feats(self) -> None:
+        if not self.has_feats:
+            raise ValueError(
+                f"{self.name} gives no features in front of its decoder; use its tokens"
+            )
 
 
-def _unpadded(x: Tensor, lens: Tensor | None) -> list[Tensor]:
+def fit(sig: Tensor, num_samples: int | None) -> Tensor:
+    """Cut or zero-pad (B, T) to (B, num_samples); None leaves it as it is."""
+    if num_samples is None:
+        return sig
+    return F.pad(sig, (0, max(0, num_samples - sig.shape[1])))[:, :num_samples]
+
+
+def _joined(rows: list[Tensor]) -> Tensor:
+    """(B, longest, ...) of (1, n, ...) rows, 0 past each row's end."""
+    return pad_sequence([row[0] for row in rows], batch_first=True)
+
+
+def _unpadded(x: Tensor, lens: Tensor | None, *, name: str) -> list[Tensor]:
     """Rows (1, n, ...) of a batch without their padding."""
+    check_finite(x, lens, name=name)
     if lens is None:
         return list(x.split(1))
     sizes = num_valid(lens, x.shape[1]).tolist()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from recipes.common.metrics import AudioMetrics
 from recipes.common.run_log import RunLog
+from recipes.common.score_models import DEFAULT_MODELS, ScoreModels
 
 
 class Chosen(NamedTuple):
@@ -30,15 +31,25 @@ class AudioScores:
     names : metrics, see `recipes.common.metrics.AudioMetrics`.
     sample_rate : Hz.
     run_log : where audio is written.
+    models : which models score, and where they run.
 
     Raises
     ------
     ValueError : if a name is not known.
+    FileNotFoundError : if ``models`` names a folder that does not exist.
     """
 
-    def __init__(self, names: Iterable[str], *, sample_rate: int, run_log: RunLog) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        *,
+        sample_rate: int,
+        run_log: RunLog,
+        models: ScoreModels = DEFAULT_MODELS,
+    ) -> None:
         self.names = list(names)
         self.sample_rate = sample_rate
+        self.score_models = models
         self.run_log = run_log
         self.chosen: dict[str, Chosen] = {}
         self.metrics: dict[str, AudioMetrics] = {}
@@ -97,7 +108,11 @@ class AudioScores:
             if torch.distributed.is_initialized():
                 rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
             self.metrics[prefix] = AudioMetrics(
-                names=self.names, sample_rate=self.sample_rate, rank=rank, world_size=size
+                names=self.names,
+                sample_rate=self.sample_rate,
+                rank=rank,
+                world_size=size,
+                models=self.score_models,
             )
         return self.metrics[prefix]
 

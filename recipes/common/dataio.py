@@ -62,11 +62,16 @@ def read_header(path: str | Path) -> tuple[int, int]:
 
 
 def load_sig(
-    path: str | Path, *, sample_rate: int, start: int = 0, num_samples: int | None = None
+    path: str | Path,
+    *,
+    sample_rate: int,
+    start: int = 0,
+    num_samples: int | None = None,
+    channel: int | None = None,
 ) -> Tensor:
     """Load a file, or a part of it, as a mono waveform at ``sample_rate``.
 
-    Channels are averaged. A part equals the same slice of the whole file, also when the rate
+    A part equals the same slice of the whole file, also when the rate
     changes, and only the part is decoded. Peaks of float files beyond [-1, 1] are kept.
 
     Parameters
@@ -75,6 +80,7 @@ def load_sig(
     sample_rate : wanted, in Hz.
     start : first sample, counted at ``sample_rate``.
     num_samples : at most so many samples at ``sample_rate``; None = to the end.
+    channel : which one to take, from 0; None averages all.
 
     Returns
     -------
@@ -99,7 +105,10 @@ def load_sig(
         first_block = max(0, start // up - context)
         first = first_block * down
         last = min(total, ((end - 1) // up + 1 + context) * down)
-        sig = _read_frames(file, path, first, last).mean(1)
+        if channel is not None and channel >= file.channels:
+            raise BadAudioError(path, f"no channel {channel}: it has {file.channels}")
+        channels = _read_frames(file, path, first, last)
+        sig = channels.mean(1) if channel is None else channels[:, channel].contiguous()
         sig = resample(sig, sample_rate=rate, new_sample_rate=sample_rate)
         sig = sig[start - first_block * up : end - first_block * up]
     if not sig.isfinite().all():
@@ -223,6 +232,27 @@ class SigDataset(DynamicItemDataset):
         return torch.stack(feats), torch.stack(segments)
 
 
+def read_manifest(manifest: str | Path, *, data_folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Rows by utterance id, with real paths.
+
+    Parameters
+    ----------
+    manifest : JSON file from `recipes.common.manifests.write_manifests`.
+    data_folder : what ``{data_root}`` stands for.
+
+    Raises
+    ------
+    FileNotFoundError : if ``data_folder`` is no folder.
+    ValueError : if the manifest is empty.
+    """
+    rows = load_data_json(manifest, {"data_root": str(existing_folder(data_folder))})
+    if not rows:
+        raise ValueError(
+            f"{manifest} holds no utterance; name splits for this subset and prepare the data again"
+        )
+    return rows
+
+
 def make_dataset(
     manifest: str | Path,
     *,
@@ -251,15 +281,15 @@ def make_dataset(
 
     Raises
     ------
-    ValueError : if the manifest is empty or ``sorting`` is none of the three.
+    ValueError : if the manifest is empty or names mixtures, or ``sorting`` is none of the three.
     """
     if sorting not in ("random", "ascending", "descending"):
         raise ValueError(f"sorting must be random, ascending or descending, got {sorting!r}")
-    root = existing_folder(data_folder)
-    entries = load_data_json(manifest, {"data_root": str(root)})
-    if not entries:
+    entries = read_manifest(manifest, data_folder=data_folder)
+    if mixed := [utt_id for utt_id, entry in entries.items() if "noise" in entry]:
         raise ValueError(
-            f"{manifest} holds no utterance; name splits for this subset and prepare the data again"
+            f"{manifest}: {mixed[0]} is to be mixed with noise, which is for evaluation "
+            "(recipes.common.mixing); train on files that are noisy already"
         )
     bad = getattr(options.get("cache"), "bad", {})
     ids = [utt_id for utt_id in sorted(entries) if utt_id not in bad][:max_utterances]

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recipes.common.experiment import CONTINUABLE, canonical
+from recipes.common.command_line import canonical
+from recipes.common.experiment import CONTINUABLE
 from recipes.common.files import file_crc, read_json
 from recipes.common.paper import NO_DECODER, Row, order, row_of
 from recipes.common.run_origin import RunFiles, Start, read_run_files, starts_of
