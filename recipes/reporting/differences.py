@@ -4,9 +4,10 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from recipes.reporting.measures import QUALITY, WEIGHTS, Measure, in_order, measure_of
+from recipes.common.bootstrap import Difference, row_differences
+from recipes.common.known_metrics import WEIGHTS
+from recipes.reporting.measures import QUALITY, Measure, in_order, measure_of
 from recipes.reporting.runs import Evaluation, labels
-from recipes.reporting.statistics import Difference, row_differences
 from recipes.reporting.tables import Cell
 
 

@@ -68,7 +68,6 @@ _MEASURES = (
     Measure("ser_error", "Emotion error (%)", ".2f", 100, -1),
 )
 MEASURES = {measure.key: measure for measure in _MEASURES}
-WEIGHTS = {"dwer": "dwer_words", "dcer": "dcer_characters"}  # what their means are weighted by
 QUALITY = (
     "utmos",
     "dnsmos_ovrl",

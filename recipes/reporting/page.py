@@ -157,7 +157,7 @@ def _group(
         table=table,
         differences=difference_table([*members, *offline]),
         bitrate_figures=_bitrate_figures(table, output, f"figures/{number}"),
-        usage_figure=_usage_figure(members, output, f"figures/{number}-codes.svg"),
+        usage_figure=_usage_figure(members, table, output, f"figures/{number}-codes.svg"),
         samples=write_samples(members, output, f"audio/{number}", limit=num_items),
     )
 
@@ -196,8 +196,13 @@ def _bitrate_figures(table: ScoreTable, output: Path, stem: str) -> list[tuple[s
     return figures
 
 
-def _usage_figure(runs: Sequence[Evaluation], output: Path, name: str) -> str | None:
+def _usage_figure(
+    runs: Sequence[Evaluation], table: ScoreTable, output: Path, name: str
+) -> str | None:
+    """Plot code frequencies, in the order of the table, so that colours are those of its plots."""
     names = labels(runs)
+    places = {row.name: place for place, row in enumerate(table.rows) if row.is_ours}
+    runs = sorted(runs, key=lambda run: places[names[run.folder]])
     counts = {names[run.folder]: found for run in runs if (found := run.code_counts())}
     if not counts:
         return None

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from recipes.common.bootstrap import Interval, mean_interval
 from recipes.reporting.figures import Point, plot_bitrate, plot_ratings
-from recipes.reporting.statistics import Interval, mean_interval
 
 COLUMNS = (
     "test",

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recipes.common.known_metrics import WEIGHTS
 from recipes.common.paper_tables import (
     FACTS,
     REFERENCE,
@@ -16,7 +17,7 @@ from recipes.common.paper_tables import (
     same_name,
     tables_beside,
 )
-from recipes.reporting.measures import WEIGHTS, Measure, in_order, measure_of
+from recipes.reporting.measures import Measure, in_order, measure_of
 from recipes.reporting.runs import Evaluation, Score, labels
 
 NOT_COMPUTED = "not computed"
