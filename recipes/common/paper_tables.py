@@ -77,10 +77,8 @@ def published_facts() -> Mapping[str, dict[str, float]]:
     facts: dict[str, dict[str, float]] = {}
     for table in published_tables():
         for row in table.rows if table.has_facts else ():
-            known = facts.setdefault(same_name(row.codec), {})
-            for key in FACTS:
-                if key in row.values and (value := row.values[key].value) is not None:
-                    known.setdefault(key, value)
+            for key in row.values.keys() & set(FACTS):
+                facts.setdefault(same_name(row.codec), {}).setdefault(key, row.values[key].value)
     return facts
 
 

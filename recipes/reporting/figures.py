@@ -38,8 +38,7 @@ def plot_bitrate(
     """
     ours = list(dict.fromkeys(point.name for point in points if point.is_ours))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-        panel = figure.subplots()
+        figure, panel = _one_panel(5.6, 3.6)
         panel.set_title(title)
         _bitrate_axis(panel, [point.bitrate for point in points])
         for point in points:
@@ -70,8 +69,7 @@ def plot_code_usage(counts: Mapping[str, Sequence[Sequence[int]]], path: Path) -
     path : SVG to write.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 4), layout="constrained")
-        panel = figure.subplots()
+        figure, panel = _one_panel(7.4, 4)
         for place, (name, books) in enumerate(counts.items()):
             for number, book in enumerate(books):
                 sizes = np.sort(np.asarray(book, dtype=float))[::-1]
@@ -109,18 +107,26 @@ def plot_curves(steps: Sequence[Mapping[str, float]], path: Path) -> None:
     with matplotlib.rc_context(STYLE):
         columns = min(4, len(terms))
         rows = -(-len(terms) // columns)
-        figure = Figure(figsize=(2.8 * columns, 2.1 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for panel in axes[len(terms) :]:
-            panel.set_visible(False)
-        for panel, term in zip(axes, terms, strict=False):
+        figure = Figure(figsize=(3 * columns, 2.2 * rows + 0.3))
+        grid = figure.add_gridspec(
+            rows,
+            columns,
+            left=0.2 / columns,
+            right=0.99,
+            top=1 - 0.14 / rows,
+            bottom=0.55 / (2.2 * rows + 0.3),
+            wspace=0.32,
+            hspace=0.42,
+        )
+        for place, term in enumerate(terms):
+            panel = figure.add_subplot(grid[place // columns, place % columns])
             shown = [(e["step"], e[term]) for e in steps if isinstance(e.get(term), int | float)]
             thinned = shown[:: max(1, len(shown) // 1000)]
             panel.plot(*zip(*thinned, strict=True), color=SERIES[0], linewidth=1.1)
             panel.set_title(plain(term))
             panel.tick_params(labelsize=7)
             panel.locator_params(axis="x", nbins=4)
-        figure.supxlabel("optimizer step", fontsize=8.5, color=MUTED)
+        figure.text(0.5, 0.02, "optimizer step", ha="center", fontsize=8.5, color=MUTED)
         save(figure, path)
 
 
@@ -134,8 +140,9 @@ def plot_ratings(ratings: Mapping[str, Sequence[float]], path: Path) -> None:
     """
     names = list(ratings)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 0.9 + 0.44 * len(names)), layout="constrained")
-        panel = figure.subplots()
+        figure, panel = _one_panel(
+            7.4, 0.95 + 0.44 * len(names), left=0.3 + 0.085 * max(map(len, names))
+        )
         line = {"color": MUTED, "linewidth": 1}
         panel.boxplot(
             list(ratings.values()),
@@ -157,6 +164,15 @@ def plot_ratings(ratings: Mapping[str, Sequence[float]], path: Path) -> None:
         panel.set_xlim(-2, 102)
         panel.set_xlabel("rating")
         save(figure, path)
+
+
+def _one_panel(width: float, height: float, *, left: float = 0.65) -> tuple[Figure, Axes]:
+    """Figure of one panel in inches; its margins are set, for finding them means to draw twice."""
+    figure = Figure(figsize=(width, height))
+    left = min(left, width / 2)
+    right, bottom, top = 0.15, 0.5, 0.35
+    box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
+    return figure, figure.add_axes(box)
 
 
 def _bitrate_axis(panel: Axes, bitrates: Sequence[float]) -> None:
@@ -190,7 +206,7 @@ def _draw_point(panel: Axes, point: Point, ours: Sequence[str]) -> None:
 
 def _label_points(panel: Axes, points: Sequence[Point], ours: Sequence[str]) -> None:
     """Write names beside points, each where it covers no other name and no point."""
-    panel.figure.draw_without_rendering()
+    panel.autoscale_view()
     at = [panel.transData.transform((p.bitrate, p.value)) for p in points]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
     left, _, right, _ = panel.bbox.extents

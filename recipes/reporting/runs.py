@@ -157,7 +157,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         for name, entry in _mapping(content, "scores", path).items()
         if (score := _score(entry, f"{path}: scores.{name}")) is not None
     }
-    failures = content.get("failures") or []
+    failures = content.get("failures", [])
     if not isinstance(failures, list):
         raise ValueError(f"{path}: failures must be a list, got {type(failures).__name__}")
     description = read_description(folder)
