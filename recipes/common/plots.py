@@ -10,11 +10,14 @@ import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from torch import Tensor
 
 from focalcodec.logmel import LogMel
 
 matplotlib.use("Agg")
+
+_MEL_RANGE = math.log(10) * 80 / 20  # 80 dB in nepers
 
 
 def read_steps(run: Path) -> list[dict[str, float]]:
@@ -117,6 +120,29 @@ def plot_mels(signals: Mapping[str, Tensor], path: Path, *, sample_rate: int) ->
         panel.set_ylabel("mel band", fontsize=8)
     panels[-1].set_xlabel("seconds", fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def write_mels(signals: Mapping[Path, Tensor], *, sample_rate: int) -> None:
+    """Write a plain picture of each signal's log-mel spectrogram, all on one colour scale.
+
+    One pixel is one of 80 bands (0 to 8 kHz, bass at the bottom) and 10 ms; the scale spans 80 dB
+    down from the loudest.
+
+    Parameters
+    ----------
+    signals : waveforms (T,) by the PNG to write.
+    sample_rate : Hz.
+    """
+    if not signals:
+        return
+    encoder = LogMel(sample_rate=sample_rate, n_fft=1024, hop_length=sample_rate // 100)
+    with torch.no_grad():
+        mels = {path: encoder(sig[None])[0].T.numpy() for path, sig in signals.items()}
+    high = max(mel.max() for mel in mels.values())
+    low = max(high - _MEL_RANGE / encoder.log_std, min(mel.min() for mel in mels.values()))
+    for path, mel in mels.items():
+        colours = {"vmin": low, "vmax": high, "cmap": "magma"}
+        imsave(path, mel, origin="lower", metadata={"Software": None}, **colours)
 
 
 def _draw_bar(panel: Axes, place: int, values: Sequence[float]) -> None:

@@ -1,0 +1,64 @@
+"""Paired differences between runs on the same utterances."""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from recipes.common.bootstrap import Difference, row_differences
+from recipes.common.known_metrics import WEIGHTS
+from recipes.reporting.measures import QUALITY, Measure, in_order, measure_of
+from recipes.reporting.runs import Evaluation, labels
+from recipes.reporting.tables import Cell
+
+
+class Pair(NamedTuple):
+    """First minus second, by measure, in the printed units."""
+
+    first: str
+    second: str
+    cells: dict[str, Cell]
+
+
+class DifferenceTable(NamedTuple):
+    """All pairs of runs, and the measures that at least one pair shares utterances of."""
+
+    columns: list[Measure]
+    pairs: list[Pair]
+
+
+def difference_table(runs: Sequence[Evaluation]) -> DifferenceTable:
+    """Differences of all pairs of runs of one task on one test set."""
+    names = labels(runs)
+    rows = {run.folder: run.utterances() for run in runs}
+    scores = [f"hyp_{key}" for key in QUALITY]
+    weights = {f"hyp_{key}": f"hyp_{weight}" for key, weight in WEIGHTS.items()}
+    pairs = []
+    for first, second in itertools.combinations(runs, 2):
+        found = row_differences(rows[first.folder], rows[second.folder], scores, weights=weights)
+        cells = {
+            name.removeprefix("hyp_"): _cell(name.removeprefix("hyp_"), difference)
+            for name, difference in found.items()
+        }
+        pairs.append(Pair(names[first.folder], names[second.folder], cells))
+    return DifferenceTable(in_order({key for pair in pairs for key in pair.cells}), pairs)
+
+
+def _cell(key: str, found: Difference) -> Cell:
+    measure = measure_of(key)
+    value = found.difference * measure.scale
+    number = f"{found.pairs} utterances"
+    if found.low is None or found.high is None:
+        return Cell(value, _signed(measure, value), number=number)
+    low, high = found.low * measure.scale, found.high * measure.scale
+    return Cell(
+        value,
+        _signed(measure, value),
+        interval=f"{_signed(measure, low)} to {_signed(measure, high)}",
+        number=number,
+        bounds=(low, high),
+    )
+
+
+def _signed(measure: Measure, value: float) -> str:
+    text = measure.text(value)
+    return text if value < 0 else f"+{text}"
