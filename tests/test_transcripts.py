@@ -132,7 +132,9 @@ def test_model_is_frozen_in_float32(transcriber):
     assert not any(p.requires_grad for p in parameters)
 
 
-def test_checkpoint_cannot_ask_for_more_than_greedy_decoding(folder, transcriber, tmp_path):
+@pytest.mark.parametrize("kind", ["folder", "english_folder"])
+def test_checkpoint_cannot_ask_for_more_than_greedy_decoding(kind, request, tmp_path):
+    folder = request.getfixturevalue(kind)
     other = shutil.copytree(folder, tmp_path / "other")
     config = json.loads((other / "generation_config.json").read_text())
     config |= {
@@ -141,11 +143,12 @@ def test_checkpoint_cannot_ask_for_more_than_greedy_decoding(folder, transcriber
         "logprob_threshold": 9.0,
         "no_speech_threshold": 0.0,
         "max_length": 6,
-        "forced_decoder_ids": [[1, None], [2, 3]],
+        "forced_decoder_ids": [[1, 70], [2, 71]],
     }
     (other / "generation_config.json").write_text(json.dumps(config))
     sig = add_noise(voice(1.5), snr_db=5)
-    assert load_transcriber(other, device="cpu")(sig) == transcriber(sig)
+    texts = [load_transcriber(source, device="cpu")(sig) for source in (folder, other)]
+    assert texts[0] == texts[1]
 
 
 def test_unknown_language_is_a_failure_of_the_utterance(transcriber, english_folder):
@@ -243,11 +246,12 @@ def test_unreachable_hub_is_named(cache, monkeypatch):
         raise OSError("no network in this test")
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    counts = []
     for _ in range(2):
         with pytest.raises(MissingWeightsError, match="cannot be fetched .*; fetch them with"):
             find_transcriber(DEFAULT_MODELS.asr)
-        before = len(asked)
-    assert before == len(asked) > 0
+        counts.append(len(asked))
+    assert counts[0] == counts[1] > 0  # no answer is waited for once a process
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """UTMOS through a stand-in for its repository: loading, the clash of names, the network."""
 
 import importlib
-import logging
+import os
 import shutil
 import socket
 import sys
@@ -125,11 +125,20 @@ def test_weights_are_fetched_when_the_network_may_be_asked(tmp_path, hub, monkey
     assert (hub / "checkpoints" / UTMOS_WEIGHTS).is_file()
 
 
-def test_pickled_objects_are_not_loaded(tmp_path):
+class _RunsWhenRead:
+    def __init__(self, made):
+        self.made = made
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.made),)
+
+
+def test_weights_that_are_code_are_not_run(tmp_path):
     clone = save_utmos(tmp_path / "clone")
-    torch.save({"gain": logging.getLogger("x")}, clone / UTMOS_WEIGHTS)
+    torch.save({"gain": _RunsWhenRead(tmp_path / "was_run")}, clone / UTMOS_WEIGHTS)
     with pytest.raises(MissingWeightsError, match="holds no utmos22_strong that loads"):
         load_utmos(clone, device="cpu")
+    assert not (tmp_path / "was_run").exists()
 
 
 def test_folder_of_something_else_is_named(tmp_path):
@@ -152,10 +161,10 @@ def test_package_of_the_same_name_does_not_disturb(first, tmp_path, monkeypatch)
     for name in [name for name in sys.modules if name.partition(".")[0] == "speechmos"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(wheel.parent))
-    if first == "dnsmos":  # somebody imports the wheel before
-        assert importlib.import_module("speechmos").IS_WHEEL
+    before = importlib.import_module("speechmos") if first == "dnsmos" else None
     assert float(load_utmos(clone, device="cpu").gain) == 3
-    assert importlib.import_module("speechmos").IS_WHEEL
+    after = importlib.import_module("speechmos")
+    assert after.IS_WHEEL and before in (None, after)
     assert "speechmos.utmos22" not in sys.modules and str(clone) not in sys.path
     monkeypatch.delitem(sys.modules, "speechmos")
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(wheel.parent)])
