@@ -65,6 +65,16 @@ def test_pairs_are_parallel_and_references_the_longest_others(vctk_root, tmp_pat
     assert "text" not in made["p315_001--s5"]
 
 
+@pytest.mark.parametrize("microphone", ["mic1", "mic2"])
+def test_all_recordings_of_a_set_are_of_one_microphone(tmp_path, microphone):
+    layout = "wav48_silence_trimmed"
+    root = write_vctk(tmp_path / "VCTK", speakers=("p1", "p2"), layout=layout)
+    vctk.prepare(root, tmp_path / "run", microphone=microphone, **LIMITS)
+    for row in rows(tmp_path / "run", root).values():
+        files = [Path(row[key]).stem for key in ("wav", "target", "reference")]
+        assert all(file.endswith(f"_{microphone}") for file in files)
+
+
 def test_a_missing_sentence_joins_its_neighbours(tmp_path):
     root = write_vctk(tmp_path / "VCTK", speakers=("p1", "p2", "p3"), layout="wav48")
     (root / "wav48" / "p2" / "p2_001.wav").unlink()
