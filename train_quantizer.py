@@ -2,11 +2,11 @@
 
     python train_quantizer.py hparams/bsq.yaml --data_folder LIBRITTS --decoder_checkpoint RUN
 
-Whole utterances, or segments where the YAML says so; masked mean squared error plus the terms that
-the quantizer has (BSQ: entropy). With hparams/wavlm6_km.yaml it trains the dequantizer of the
-baseline WavLM6-KM.
-With a decoder checkpoint every validation decodes audio, from tokens (``hyp``) and from unquantized
-features (``rec``, the upper bound); without one it reports features and code usage only.
+Whole utterances, or segments where the YAML has ``segment_frames``; masked mean squared error plus
+the terms that the quantizer has (BSQ: entropy). With a decoder checkpoint every validation decodes
+audio, from tokens (``hyp``) and from unquantized features (``rec``, the upper bound); without one
+it reports features and code usage only. With hparams/wavlm6_km.yaml it trains the dequantizer of
+the baseline WavLM6-KM on the centroids of ``recipes/train_kmeans.py``.
 """
 
 import logging
