@@ -1,9 +1,25 @@
-"""HTML files as tests read them: a tree that is only built if every tag is closed in its order."""
+"""Reports as tests make and read them: a tree that needs every tag to be closed in its order."""
 
 from html.parser import HTMLParser
 from pathlib import Path
 
+from recipes.report import main
+
 VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+def make(output, *words) -> Path:
+    """Make a report; its page."""
+    assert main([*map(str, words), "-o", str(output)]) == 0
+    return Path(output) / "index.html"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 class Node:

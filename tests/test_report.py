@@ -3,52 +3,26 @@
 import csv
 import json
 import re
-import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
-import torch
 from PIL import Image
 
 from recipes.common.bootstrap import paired_difference
 from recipes.common.paper_tables import published_tables
-from recipes.common.plots import write_mels
-from recipes.report import main
-from recipes.reporting.figures import Point, plot_bitrate, plot_code_usage, plot_curves
-from recipes.reporting.folder import MARKER
 from recipes.reporting.measures import MEASURES, measure_of
 from recipes.reporting.runs import find_runs, labels, read_evaluation
-from recipes.reporting.samples import shared_items, write_samples
 from recipes.reporting.tables import score_table
 from tests.evaluation_runs import (
     ITEMS,
-    RATE,
     score_of,
     write_evaluation,
-    write_plain,
-    write_run_json,
     write_runs,
     write_unfinished,
 )
-from tests.pages import read_page, rows_of, shown
+from tests.pages import files_of, make, read_page, rows_of, shown
 
 HOSTILE = "<script>alert('1')</script> \"&amp; {{ 7 * 7 }} $x_1$ ../../etc"
-
-
-def make(output, *words) -> Path:
-    """Make a report; its page."""
-    assert main([*map(str, words), "-o", str(output)]) == 0
-    return Path(output) / "index.html"
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def metrics_of(run: Path) -> dict:
@@ -337,67 +311,6 @@ def test_players_hold_the_runs_audio_of_the_same_items(page, runs, report):
                 assert image.size == (40, 80), "0.4 s in steps of 10 ms, 80 bands"
 
 
-def test_only_shared_items_are_aligned_and_missing_cells_say_so(tmp_path):
-    write_evaluation(tmp_path / "a", codec="a", items=["p", "q", "r"])
-    write_evaluation(tmp_path / "b", codec="b", items=["r", "q", "s"])
-    write_evaluation(tmp_path / "c", codec="c", items=["q", "r"], samples=False)
-    place = tmp_path / "b/samples"
-    shutil.copy(tmp_path / "a/samples/q/ref.wav", place / "q/ref.wav")
-    found = find_runs([tmp_path]).evaluations
-    assert shared_items(found) == ["q"], "r has another reference in b"
-    written = write_samples(found, tmp_path, "audio", limit=3)
-    assert [item.id for item in written.items] == ["q", "p", "r"]
-    why = {item.id: [sample.why for sample in item.samples] for item in written.items}
-    none = "this run wrote no samples"
-    assert why == {
-        "q": ["", "", "", none],
-        "p": ["", "", "not among this run's samples", none],
-        "r": ["", "", "this run has another reference under the same name", none],
-    }
-
-
-def test_input_target_speaker_and_unquantized_audio_have_columns(tmp_path):
-    run = write_evaluation(tmp_path / "run")
-    folder = run / "samples" / ITEMS[0]
-    for kind in ("input", "reference", "rec"):
-        shutil.copy(folder / "ref.wav", folder / f"{kind}.wav")
-    written = write_samples([read_evaluation(run)], tmp_path, "audio", limit=2)
-    name = "FocalCodec@50"
-    assert written.columns == [
-        "Input", "Target speaker", "Reference", name, f"{name}, unquantized features"
-    ]  # fmt: skip
-    assert all(sample.audio for sample in written.items[0].samples)
-    assert [bool(sample.audio) for sample in written.items[1].samples] == [0, 0, 1, 1, 0]
-
-
-def test_audio_that_cannot_be_read_says_so(tmp_path):
-    run = write_evaluation(tmp_path / "run")
-    (run / "samples" / ITEMS[0] / "hyp.wav").write_bytes(b"no audio")
-    soundfile.write(run / "samples" / ITEMS[1] / "hyp.wav", torch.zeros(9, 2).numpy(), RATE)
-    written = write_samples([read_evaluation(run)], tmp_path, "audio", limit=2)
-    for item, why in zip(written.items, ("cannot be read", "must be mono"), strict=True):
-        assert why in item.samples[1].why and item.samples[0].audio
-
-
-def test_ids_with_slashes_come_back(tmp_path):
-    run = write_evaluation(tmp_path / "run", items=["a/b--c/d"])
-    assert list(read_evaluation(run).samples()) == ["a/b--c/d"]
-
-
-def test_spectrograms_share_one_scale_bass_at_the_bottom(tmp_path):
-    time = torch.arange(RATE) / RATE
-    low = torch.sin(2 * torch.pi * 200 * time)
-    signals = {tmp_path / "low.png": low, tmp_path / "soft.png": 0.01 * low}
-    write_mels(signals, sample_rate=RATE)
-    light = []
-    for path in signals:
-        with Image.open(path) as image:
-            grey = torch.from_numpy(np.array(image.convert("L"))).float()
-        light.append(grey)
-    assert light[0][-10:].mean() > 2 * light[0][:40].mean()
-    assert light[1].max() < light[0].max() - 20
-
-
 def test_figures_show_every_codec_ours_apart_and_follow_dark_mode(report):
     text = (report / "figures/1-utmos.svg").read_text()
     for name in ("BigCodec", "FocalCodec@50", "Ours &lt;b&gt;", "reference"):
@@ -405,155 +318,6 @@ def test_figures_show_every_codec_ours_apart_and_follow_dark_mode(report):
     assert "prefers-color-scheme:dark" in text and "#01" not in text.split("</style>")[1]
     usage = (report / "figures/1-codes.svg").read_text()
     assert "FocalCodec@12.5" in usage and "rank of the code" in usage
-
-
-def test_figures_of_odd_content_can_be_drawn(tmp_path):
-    points = [Point("$x_1$", 0.5, 3.0, True), Point("b" * 60, 0.5, 3.0, True, 2.9, 3.1)]
-    points += [Point(f"p{number}", 0.5, 3.0, False) for number in range(30)]
-    plot_bitrate("one bitrate", points, tmp_path / "a.svg", reference=3.0)
-    assert "$x_1$" in (tmp_path / "a.svg").read_text()
-    plot_code_usage({"none": [[0, 0]], "two books": [[1, 0], [3, 3]]}, tmp_path / "b.svg")
-    plot_curves(
-        [{"step": 1, "epoch": 1, "loss": 1.0}, {"step": 2, "other": 2.0}], tmp_path / "c.svg"
-    )
-    for name in "abc":
-        assert (tmp_path / f"{name}.svg").stat().st_size > 1000
-
-
-def test_training_runs_give_curves(decoder_run, tmp_path):
-    page = read_page(make(tmp_path / "out", decoder_run))
-    (section,) = page.all("section", aria_labelledby="trainings")
-    (figure,) = section.all("img")
-    text = (tmp_path / "out" / figure.attributes["src"]).read_text()
-    assert "feature_matching" in text and "optimizer step" in text
-
-
-def test_training_that_logged_nothing_has_no_curve(tmp_path):
-    write_evaluation(tmp_path / "run")
-    (tmp_path / "training").mkdir()
-    (tmp_path / "training/steps.jsonl").write_text("")
-    assert "Training curves" not in make(tmp_path / "out", tmp_path).read_text()
-
-
-# Errors
-
-
-def fails(capsys, *words) -> str:
-    """Run the command line; its one line of error."""
-    capsys.readouterr()
-    assert main([str(word) for word in words]) == 1
-    out, error = capsys.readouterr()
-    assert out == "" and error.startswith("report: ") and error.count("\n") == 1
-    return error
-
-
-def test_output_in_a_run_is_refused(tmp_path, capsys):
-    run = write_plain(tmp_path / "run")
-    before = files_of(run)
-    assert "lies in the run folder" in fails(capsys, tmp_path, "-o", run / "report")
-    unfinished = write_unfinished(tmp_path / "unfinished")
-    assert "lies in the run folder" in fails(capsys, tmp_path, "-o", unfinished)
-    assert files_of(run) == before
-
-
-def test_output_that_is_no_report_is_refused_untouched(tmp_path, capsys):
-    run = write_plain(tmp_path / "run")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/thesis.tex").write_text("all my work")
-    assert f"there is no {MARKER}" in fails(capsys, run, "-o", tmp_path / "out")
-    assert files_of(tmp_path / "out") == {"thesis.tex": b"all my work"}
-    assert "is a file" in fails(capsys, run, "-o", tmp_path / "out/thesis.tex")
-
-
-def test_report_is_replaced_but_not_what_others_put_there(tmp_path):
-    old, new = write_plain(tmp_path / "old"), write_plain(tmp_path / "new", items=["x"])
-    output = make(tmp_path / "out", old).parent
-    (output / "ratings").mkdir()
-    (output / "ratings/anna.csv").write_text("mine")
-    make(output, new)
-    clean = make(tmp_path / "clean", new).parent
-    assert files_of(output) == files_of(clean) | {"ratings/anna.csv": b"mine"}
-    assert not (output / "audio/1/02-0.wav").exists(), "the old one had two"
-
-
-def test_listening_test_stays_until_another_is_made(tmp_path):
-    run = write_plain(tmp_path / "run")
-    output = make(tmp_path / "out", run, "--mushra").parent
-    test = files_of(output / "listening_test")
-    make(output, run)
-    assert files_of(output / "listening_test") == test
-    assert "listening_test/index.html" in (output / "index.html").read_text()
-    make(output, run, "--mushra", "--mushra-anchor")
-    other = files_of(output / "listening_test")
-    assert len(other) == len(test) and other.keys() & test.keys() == {"index.html"}
-
-
-def test_failure_leaves_the_old_report_and_no_leftovers(tmp_path, capsys):
-    run = write_plain(tmp_path / "run")
-    output = make(tmp_path / "out/report", run).parent
-    before = files_of(output)
-    (run / "code_counts.json").write_text('{"counts": [1, 2]}')
-    assert "code_counts.json: counts must be" in fails(capsys, run, "-o", output)
-    assert files_of(output) == before and list((tmp_path / "out").iterdir()) == [output]
-
-
-def test_marker_that_points_outside_removes_nothing(tmp_path, capsys):
-    run = write_plain(tmp_path / "run")
-    output = make(tmp_path / "out", run).parent
-    (output / MARKER).write_text('{"report": ["../run/metrics.json"]}')
-    assert "lies outside" in fails(capsys, run, "-o", output)
-    assert (run / "metrics.json").is_file()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"task": ', "is damaged"),
-        ('{"task": "resynthesis", "codec": {}}', "codec has no name"),
-        ('{"task": "resynthesis", "codec": []}', "codec must be an object, got list"),
-        ('{"task": "x", "codec": {"name": "c"}, "scores": {"s": {"mean": "high"}}}', "scores.s"),
-        ('{"task": "x", "codec": {"name": "c"}, "failures": {}}', "failures must be a list"),
-    ],
-    ids=["half", "no name", "list", "text", "failures"],
-)
-def test_damaged_metrics_are_named(content, message, tmp_path, capsys):
-    run = write_plain(tmp_path / "run")
-    (run / "metrics.json").write_text(content)
-    error = fails(capsys, run, "-o", tmp_path / "out")
-    assert str(run / "metrics.json") in error and message in error
-
-
-def test_utterances_without_ids_are_refused(tmp_path, capsys):
-    run = write_plain(tmp_path / "run")
-    (run / "utterances.csv").write_text("utterance,hyp_stoi\na,1\n")
-    assert "utterances.csv has no column id" in fails(capsys, run, "-o", tmp_path / "out")
-
-
-def test_nothing_to_report_says_what_there_is(tmp_path, capsys):
-    output = ["-o", tmp_path / "out"]
-    assert "name run folders" in fails(capsys, *output)
-    assert "is not a folder" in fails(capsys, tmp_path / "nowhere", *output)
-    write_unfinished(tmp_path / "runs/one")
-    assert "one: it has no metrics.json" in fails(capsys, tmp_path / "runs", *output)
-    write_run_json(tmp_path / "runs/one", command="other")
-    (tmp_path / "runs/one/metrics.json").write_text("{}")
-    assert "has no task" in fails(capsys, tmp_path / "runs", *output)
-    assert not (tmp_path / "out").exists()
-
-
-def test_folder_given_twice_counts_once(tmp_path):
-    run = write_plain(tmp_path / "run")
-    assert len(find_runs([run, tmp_path, run / ".." / "run"]).evaluations) == 1
-
-
-def test_summary_says_where_to_look_and_what_was_left_out(tmp_path, capsys):
-    write_plain(tmp_path / "run")
-    write_unfinished(tmp_path / "unfinished")
-    make(tmp_path / "out", tmp_path, "--mushra")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"left out: {tmp_path / 'unfinished'}")
-    assert "2 items (the runs share no more) in 2 conditions" in lines[1]
-    assert lines[2].endswith(str(tmp_path / "out" / "index.html"))
 
 
 def test_measures_print_in_their_unit():

@@ -141,7 +141,7 @@ def plot_ratings(ratings: Mapping[str, Sequence[float]], path: Path) -> None:
     names = list(ratings)
     with matplotlib.rc_context(STYLE):
         figure, panel = _one_panel(
-            7.4, 0.95 + 0.44 * len(names), left=0.3 + 0.085 * max(map(len, names))
+            5.6, 0.95 + 0.44 * len(names), left=0.3 + 0.085 * max(map(len, names))
         )
         line = {"color": MUTED, "linewidth": 1}
         panel.boxplot(

@@ -7,8 +7,9 @@ from typing import NamedTuple
 class Measure(NamedTuple):
     """One column of a table.
 
-    ``scale`` turns a run's value into the printed unit; ``better`` is +1 where more is better, -1
-    where less is, 0 where neither is.
+    ``spec`` is a format, or "about" for three digits and no fractions above 100. ``scale`` turns a
+    run's value into the printed unit; ``better`` is +1 where more is better, -1 where less is, 0
+    where neither is.
     """
 
     key: str
@@ -26,7 +27,7 @@ class Measure(NamedTuple):
         """Print a value that is in the printed unit."""
         if not math.isfinite(value):
             return "∞" if value > 0 else "−∞"
-        if self.spec == "speed":
+        if self.spec == "about":
             return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
         return format(value, self.spec).replace("-", "−")
 
@@ -39,10 +40,10 @@ _MEASURES = (
     Measure("num_codebooks", "Codebooks", ".0f"),
     Measure("codebook_size", "Codes", ".0f"),
     Measure("embedding_dim", "Code size", ".0f"),
-    Measure("parameters", "Parameters (M)", ".3g", 1e-6),
-    Measure("macs_per_second", "MACs (G/s)", ".3g", 1e-9),
-    Measure("macs_per_second_encode", "MACs encode (G/s)", ".3g", 1e-9),
-    Measure("macs_per_second_decode", "MACs decode (G/s)", ".3g", 1e-9),
+    Measure("parameters", "Parameters (M)", "about", 1e-6),
+    Measure("macs_per_second", "MACs (G/s)", "about", 1e-9),
+    Measure("macs_per_second_encode", "MACs encode (G/s)", "about", 1e-9),
+    Measure("macs_per_second_decode", "MACs decode (G/s)", "about", 1e-9),
     Measure("chunk_size", "Chunk (samples)", ".0f"),
     Measure("utmos", "UTMOS", ".2f", 1, 1),
     Measure("dnsmos_ovrl", "DNSMOS", ".2f", 1, 1),
@@ -60,9 +61,9 @@ _MEASURES = (
     Measure("code_usage", "Code usage (%)", ".1f", 100, 1),
     Measure("normalised_entropy", "Norm. entropy (%)", ".1f", 100, 1),
     Measure("normalised_entropy_used", "Norm. entropy of used codes (%)", ".1f", 100, 1),
-    Measure("rtf", "RTF", "speed", 1, 1),
-    Measure("rtf_encode", "RTF encode", "speed", 1, 1),
-    Measure("rtf_decode", "RTF decode", "speed", 1, 1),
+    Measure("rtf", "RTF", "about", 1, 1),
+    Measure("rtf_encode", "RTF encode", "about", 1, 1),
+    Measure("rtf_decode", "RTF decode", "about", 1, 1),
     Measure("asr_wer", "ASR WER (%)", ".2f", 100, -1),
     Measure("si_error", "Speaker error (%)", ".2f", 100, -1),
     Measure("ser_error", "Emotion error (%)", ".2f", 100, -1),

@@ -141,10 +141,11 @@ def _group(
     num_items: int,
 ) -> Group:
     task, dataset = members[0].task, members[0].dataset_name
+    codecs = {run.codec_name for run in members if run.task == "streaming"}
     offline = [
         run
         for run in runs
-        if task == "streaming" and run.task == "resynthesis" and run.dataset_name == dataset
+        if (run.task, run.dataset_name) == ("resynthesis", dataset) and run.codec_name in codecs
     ]
     table = score_table([*members, *offline])
     return Group(

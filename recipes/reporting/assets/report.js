@@ -34,6 +34,12 @@ const players = [...document.querySelectorAll("audio")];
 const keepPosition = document.getElementById("keep-position");
 let last = null;
 
+function start(player) {
+  player.play().catch((error) => {
+    if (error.name !== "AbortError") throw error; // another player was started before this one began
+  });
+}
+
 function sampleOf(player) {
   return player.closest(".sample");
 }
@@ -63,7 +69,7 @@ for (const picture of document.querySelectorAll("button.mel")) {
   picture.addEventListener("click", (event) => {
     const player = picture.parentElement.querySelector("audio");
     if (event.detail === 0) {
-      if (player.paused) player.play();
+      if (player.paused) start(player);
       else player.pause();
       return; // by keyboard: there is no place in the picture
     }
@@ -71,6 +77,6 @@ for (const picture of document.querySelectorAll("button.mel")) {
     const share = (event.clientX - box.left) / box.width;
     last = player;
     if (player.duration) player.currentTime = share * player.duration;
-    player.play();
+    start(player);
   });
 }
