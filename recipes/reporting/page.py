@@ -148,17 +148,18 @@ def _group(
         if (run.task, run.dataset_name) == ("resynthesis", dataset) and run.codec_name in codecs
     ]
     table = score_table([*members, *offline])
+    names = labels([*members, *offline])  # those of the table
     return Group(
         id=f"set-{number}",
         task=task,
         dataset=dataset or "no test set",
         runs=members,
-        names=labels(members),
+        names={run.folder: names[run.folder] for run in members},
         size=_size(members),
         table=table,
         differences=difference_table([*members, *offline]),
         bitrate_figures=_bitrate_figures(table, output, f"figures/{number}"),
-        usage_figure=_usage_figure(members, table, output, f"figures/{number}-codes.svg"),
+        usage_figure=_usage_figure(members, names, table, output, f"figures/{number}-codes.svg"),
         samples=write_samples(members, output, f"audio/{number}", limit=num_items),
     )
 
@@ -198,10 +199,13 @@ def _bitrate_figures(table: ScoreTable, output: Path, stem: str) -> list[tuple[s
 
 
 def _usage_figure(
-    runs: Sequence[Evaluation], table: ScoreTable, output: Path, name: str
+    runs: Sequence[Evaluation],
+    names: dict[Path, str],
+    table: ScoreTable,
+    output: Path,
+    name: str,
 ) -> str | None:
     """Plot code frequencies, in the order of the table, so that colours are those of its plots."""
-    names = labels(runs)
     places = {row.name: place for place, row in enumerate(table.rows) if row.is_ours}
     runs = sorted(runs, key=lambda run: places[names[run.folder]])
     counts = {names[run.folder]: found for run in runs if (found := run.code_counts())}
