@@ -113,7 +113,7 @@ def test_first_runs_do_not_count():
     counted = real_time_factors(codec, seconds=0.1, warmup=0, repeats=1)
     codec.calls.clear()
     warm = real_time_factors(codec, seconds=0.1, warmup=1, repeats=1)
-    assert counted.encode <= 1 < warm.encode
+    assert counted.encode <= 1 and warm.encode > 4  # half of it counted would give 2
 
 
 def test_factor_of_a_signal_of_one_s_own():

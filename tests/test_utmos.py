@@ -96,7 +96,7 @@ def test_offline_never_asks_the_network(hub, no_network, monkeypatch, tmp_path):
         find_utmos(DEFAULT_MODELS.utmos)
     clone = save_utmos(tmp_path / "x" / "clone")
     (clone / UTMOS_WEIGHTS).unlink()
-    with pytest.raises(MissingWeightsError, match=f"forbidden.*{UTMOS_WEIGHTS} into it"):
+    with pytest.raises(MissingWeightsError, match=f"forbidden.*{UTMOS_WEIGHTS} into the clone"):
         find_utmos(clone)
 
 

@@ -171,14 +171,11 @@ def unreachable(source: Source, *, field: str, fix: str, reason: str | None = No
     ----------
     source : the model's name.
     field : of `ScoreModels`.
-    fix : what the user can do to get it into a folder.
+    fix : what the user can do, where the last step is to name a folder.
     reason : what the network said; None where it must not be asked.
     """
     why = "and downloads are forbidden" if reason is None else f"and cannot be fetched ({reason})"
-    return (
-        f"{field} weights {source} are not on this machine {why}; {fix}, or name a local folder: "
-        f"--{field}_model FOLDER"
-    )
+    return f"{field} weights {source} are not on this machine {why}; {fix}: --{field}_model FOLDER"
 
 
 def hash_line(path: Path) -> str:
@@ -260,7 +257,7 @@ def _downloaded(repo: str, name: str, revision: str | None, *, field: str) -> Pa
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
-    fix = f"fetch them with `hf download {repo}`"
+    fix = f"fetch them with `hf download {repo}`, or name a local folder"
     if is_offline():
         raise MissingWeightsError(unreachable(repo, field=field, fix=fix))
     if repo not in _refused:

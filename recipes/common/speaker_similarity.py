@@ -138,8 +138,8 @@ def load_speaker_model(source: Source, *, field: str, device: str) -> SpeakerMod
 
     Parameters
     ----------
-    source : hub id or folder; with ``embedding_model.ckpt`` it is an ECAPA-TDNN, otherwise an
-        x-vector model of transformers.
+    source : hub id or folder; an ECAPA-TDNN if the folder holds ``embedding_model.ckpt`` or the hub
+        id says ``ecapa``, otherwise an x-vector model of transformers.
     field : of `recipes.common.score_models.ScoreModels`, for messages.
     device : where it shall run.
 

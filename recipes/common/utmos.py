@@ -143,7 +143,10 @@ def _weights(folder: Path) -> Path:
 
 def _fetch(target: Path, source: Source, download: Callable[[], object]) -> None:
     """Have ``target`` made, by one process at a time."""
-    fix = f"clone https://github.com/tarepan/SpeechMOS, tag v1.2.0, and put {WEIGHTS_URL} into it"
+    fix = (
+        f"clone https://github.com/tarepan/SpeechMOS, tag v1.2.0, put {WEIGHTS_URL} into the clone "
+        "and name it"
+    )
     if is_offline():
         raise MissingWeightsError(unreachable(source, field="utmos", fix=fix))
     if target not in _refused:
