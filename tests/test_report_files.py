@@ -34,7 +34,7 @@ def test_only_shared_items_are_aligned_and_missing_cells_say_so(tmp_path):
     place = tmp_path / "b/samples"
     shutil.copy(tmp_path / "a/samples/q/ref.wav", place / "q/ref.wav")
     found = find_runs([tmp_path]).evaluations
-    assert shared_items(found) == ["q"], "r has another reference in b"
+    assert shared_items(run.samples() for run in found) == ["q"], "r has another reference in b"
     written = write_samples(found, tmp_path, "audio", limit=3)
     assert [item.id for item in written.items] == ["q", "p", "r"]
     why = {item.id: [sample.why for sample in item.samples] for item in written.items}

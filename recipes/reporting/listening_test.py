@@ -12,6 +12,7 @@ References
 """
 
 import base64
+import functools
 import hashlib
 import io
 import json
@@ -39,6 +40,14 @@ class Written(NamedTuple):
     conditions: int
 
 
+class _Heard(NamedTuple):
+    """A codec to rate: its name, its bitrate in bit/s, its samples by item."""
+
+    name: str
+    bitrate: float | None
+    samples: dict[str, dict[str, Path]]
+
+
 def write_listening_test(
     runs: Sequence[Evaluation], output: Path, *, num_items: int, with_anchor: bool
 ) -> Written:
@@ -58,21 +67,27 @@ def write_listening_test(
     ------
     ValueError : if the runs share no item, or audio cannot be read.
     """
-    runs = [run for run in runs if run.samples()]
-    found = shared_items(runs)
-    found = [item for item in found if "ref" in runs[0].samples()[item]]
-    if not found:
+    names = labels(runs)
+    heard = [
+        _Heard(names[run.folder], run.codec.get("bitrate"), samples)
+        for run in runs
+        if (samples := run.samples())
+    ]
+    shared = shared_items(codec.samples for codec in heard)
+    shared = [item for item in shared if "ref" in heard[0].samples[item]]
+    if not shared:
         raise ValueError("the runs share no item to listen to, with a reference of the same audio")
-    chosen = _spread(found, num_items)
-    training = next((item for item in found if item not in chosen), chosen[0])
+    chosen = _spread(shared, num_items)
+    training = next((item for item in shared if item not in chosen), chosen[0])
     (output / "audio").mkdir(parents=True)
     key: dict[str, list[Any]] = {}
-    salt = _salt(runs, chosen, with_anchor)
-    trials = [_write_trial(item, runs, output, salt, with_anchor, key) for item in chosen]
+    salt = _salt(heard, chosen, with_anchor)
+    write = functools.partial(_write_trial, heard=heard, output=output, with_anchor=with_anchor)
+    trials = [write(item, salt=salt, key=key) for item in chosen]
     content = {
         "test": salt[:12],
         "trials": trials,
-        "training": _write_trial(training, runs, output, salt + "training", with_anchor, {}),
+        "training": write(training, salt=salt + "training", key={}),
         "key": base64.b64encode(json.dumps(key).encode()).decode(),
     }
     page = render(
@@ -88,10 +103,7 @@ def write_listening_test(
 
 
 def low_pass(sig: Tensor) -> Tensor:
-    """Anchor of a signal (T,) at 16 kHz: flat to 3.5 kHz, at least 50 dB down from 4 kHz.
-
-    ITU-R BS.1534-3 asks for 25 dB at 4 kHz and 50 dB at 4.5 kHz.
-    """
+    """Low anchor of a signal (T,) at 16 kHz: flat to 3.5 kHz, at least 50 dB down from 4 kHz."""
     taps = 401
     time = torch.arange(taps, dtype=torch.float64) - taps // 2
     cutoff = 3750 / SAMPLE_RATE
@@ -106,15 +118,15 @@ def low_pass(sig: Tensor) -> Tensor:
 
 def _write_trial(
     item: str,
-    runs: Sequence[Evaluation],
+    *,
+    heard: Sequence[_Heard],
     output: Path,
-    salt: str,
     with_anchor: bool,
+    salt: str,
     key: dict[str, list[Any]],
 ) -> dict[str, Any]:
     """Write one item's audio; what the page knows of it. The identities go into ``key``."""
-    names = labels(runs)
-    ref_sig = load(runs[0].samples()[item]["ref"])
+    ref_sig = load(heard[0].samples[item]["ref"])
     stimuli: dict[str, Tensor] = {}
 
     def add(condition: str, kind: str, bitrate: float | None, sig: Tensor) -> None:
@@ -125,9 +137,8 @@ def _write_trial(
     add(REFERENCE, REFERENCE, None, ref_sig)
     if with_anchor:
         add(ANCHOR_NAME, ANCHOR, None, low_pass(ref_sig))
-    for run in runs:
-        sig = load(run.samples()[item]["hyp"])
-        add(names[run.folder], CODEC, run.codec.get("bitrate"), sig)
+    for codec in heard:
+        add(codec.name, CODEC, codec.bitrate, load(codec.samples[item]["hyp"]))
     labelled = _opaque(salt, item, "labelled")
     length = max(len(sig) for sig in stimuli.values())
     trial = _opaque(salt, item)
@@ -152,19 +163,14 @@ def _spread(items: Sequence[str], number: int) -> list[str]:
     return [items[place * len(items) // number] for place in range(number)]
 
 
-def _salt(runs: Sequence[Evaluation], items: Sequence[str], with_anchor: bool) -> str:
+def _salt(heard: Sequence[_Heard], items: Sequence[str], with_anchor: bool) -> str:
     """Hash of everything that is heard, so that another test has other names and other storage."""
-    samples = [run.samples() for run in runs]
-    content = [
-        [labels(runs)[run.folder] for run in runs],
-        [
-            [file_crc(found[item][kind]) for kind in ("ref", "hyp")]
-            for item in items
-            for found in samples
-        ],
-        list(items),
-        with_anchor,
+    audio = [
+        [file_crc(codec.samples[item][kind]) for kind in ("ref", "hyp")]
+        for item in items
+        for codec in heard
     ]
+    content = [[codec.name for codec in heard], audio, list(items), with_anchor]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

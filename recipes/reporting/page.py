@@ -97,9 +97,7 @@ def write_page(
         for number, members in enumerate(grouped(runs).values(), 1)
     ]
     shown = [table for run in runs for table in tables_beside(run.task, run.dataset_name)]
-    others = [
-        t for t in published_tables() if t not in shown and not t.title.startswith("Compared")
-    ]
+    others = [t for t in published_tables() if t not in shown and t.task != "speed"]
     context = {
         "groups": groups,
         "facts": facts_table(runs) if runs else None,

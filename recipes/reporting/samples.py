@@ -1,7 +1,7 @@
 """Audio of the same utterances from all runs of a test set, with spectrograms to look at."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,6 @@ class Sample(NamedTuple):
 
     audio: str | None
     image: str | None
-    seconds: float = 0
     why: str = ""
 
 
@@ -41,16 +40,32 @@ class Samples(NamedTuple):
     items: list[Item]
 
 
-def shared_items(runs: Sequence[Evaluation]) -> list[str]:
-    """Ids of utterances that every run with samples has, from one and the same reference."""
-    found = [samples for run in runs if (samples := run.samples())]
+class _Column(NamedTuple):
+    """Where a column's audio comes from: one run, or None for what all have in common."""
+
+    title: str
+    run: Evaluation | None
+    kind: str
+
+
+_Files = dict[str, dict[str, Path]]  # by utterance, then by kind
+
+
+def shared_items(samples: Iterable[_Files]) -> list[str]:
+    """Ids of utterances that every run with samples has, from one and the same reference.
+
+    Parameters
+    ----------
+    samples : of each run, see `Evaluation.samples`.
+    """
+    found = [files for files in samples if files]
     if not found:
         return []
     return [
         item
         for item in found[0]
-        if all("hyp" in samples.get(item, {}) for samples in found)
-        and len({_crc(samples[item].get("ref")) for samples in found}) == 1
+        if all("hyp" in files.get(item, {}) for files in found)
+        and len({_reference(files[item]) for files in found}) == 1
     ]
 
 
@@ -72,47 +87,48 @@ def write_samples(
     -------
     None if no run has samples.
     """
-    by_run = {run.folder: run.samples() for run in runs}
-    shared = shared_items(runs)
-    others = [item for samples in by_run.values() for item in samples if item not in shared]
-    ids = [*shared, *dict.fromkeys(others)][:limit]
+    samples = {run.folder: run.samples() for run in runs}
+    all_items = [item for files in samples.values() for item in files]
+    ids = list(dict.fromkeys([*shared_items(samples.values()), *all_items]))[:limit]
     if not ids:
         return None
-    names = labels(runs)
-    heard = [samples.get(item, {}) for samples in by_run.values() for item in ids]
-    kinds = [kind for kind in COMMON if any(kind in files for files in heard)]
-    columns = [COMMON[kind] for kind in kinds]
-    with_rec = [run for run in runs if any("rec" in files for files in by_run[run.folder].values())]
-    for run in runs:
-        columns.append(names[run.folder])
-        if run in with_rec:
-            columns.append(f"{names[run.folder]}, unquantized features")
+    columns = _columns(runs, samples, ids)
     (output / folder).mkdir(parents=True)
     items = []
     for number, item in enumerate(ids, 1):
-        sources = _sources(item, runs, by_run, kinds, with_rec)
+        first = next(files[item] for files in samples.values() if item in files)
+        sources = [
+            first.get(column.kind, "not among the samples")
+            if column.run is None
+            else _source(samples[column.run.folder], item, column.kind, _reference(first))
+            for column in columns
+        ]
         items.append(Item(item, _write_item(sources, output, f"{folder}/{number:02d}")))
-    return Samples(columns, items)
+    return Samples([column.title for column in columns], items)
 
 
-def _sources(item, runs, by_run, kinds, with_rec) -> list[Path | str]:
-    """For each column the file, or why there is none."""
-    first = next(by_run[run.folder][item] for run in runs if item in by_run[run.folder])
-    crc = _crc(first.get("ref"))
-    sources: list[Path | str] = [first.get(kind, "not among the samples") for kind in kinds]
+def _columns(
+    runs: Sequence[Evaluation], samples: Mapping[Path, _Files], ids: Sequence[str]
+) -> list[_Column]:
+    names = labels(runs)
+    heard = [files.get(item, {}) for files in samples.values() for item in ids]
+    kinds = [kind for kind in COMMON if any(kind in files for files in heard)]
+    columns = [_Column(COMMON[kind], None, kind) for kind in kinds]
     for run in runs:
-        samples = by_run[run.folder]
-        if not samples:
-            why = "this run wrote no samples"
-        elif item not in samples:
-            why = "not among this run's samples"
-        elif _crc(samples[item].get("ref")) != crc:
-            why = "this run has another reference under the same name"
-        else:
-            why = ""
-        for kind in ("hyp", "rec") if run in with_rec else ("hyp",):
-            sources.append(why or samples[item].get(kind, "not among this run's samples"))
-    return sources
+        name = names[run.folder]
+        columns.append(_Column(name, run, "hyp"))
+        if any("rec" in files for files in samples[run.folder].values()):
+            columns.append(_Column(f"{name}, unquantized features", run, "rec"))
+    return columns
+
+
+def _source(samples: _Files, item: str, kind: str, reference: int | None) -> Path | str:
+    """File of one run, or why there is none; ``reference`` as of `_reference` in other runs."""
+    if not samples:
+        return "this run wrote no samples"
+    if item in samples and _reference(samples[item]) != reference:
+        return "this run has another reference under the same name"
+    return samples.get(item, {}).get(kind, "not among this run's samples")
 
 
 def _write_item(sources: Sequence[Path | str], output: Path, stem: str) -> list[Sample]:
@@ -124,13 +140,13 @@ def _write_item(sources: Sequence[Path | str], output: Path, stem: str) -> list[
             continue
         try:
             sig = load(source)
-        except (soundfile.SoundFileError, ValueError) as error:
-            samples.append(Sample(None, None, why=f"cannot be read: {error}"))
+        except ValueError as error:
+            samples.append(Sample(None, None, why=str(error)))
             continue
         audio, image = f"{stem}-{place}.wav", f"{stem}-{place}.png"
         shutil.copyfile(source, output / audio)
         signals[output / image] = sig
-        samples.append(Sample(audio, image, len(sig) / SAMPLE_RATE))
+        samples.append(Sample(audio, image))
     write_mels(signals, sample_rate=SAMPLE_RATE)
     return samples
 
@@ -140,14 +156,17 @@ def load(path: Path) -> torch.Tensor:
 
     Raises
     ------
-    ValueError : if it is empty or not mono.
-    soundfile.SoundFileError : if it is no audio file.
+    ValueError : if it is no audio file, empty or not mono; names the file.
     """
-    sig, sample_rate = soundfile.read(path, dtype="float32")
+    try:
+        sig, sample_rate = soundfile.read(path, dtype="float32")
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     if sig.ndim != 1 or not sig.size:
-        raise ValueError(f"a sample must be mono and not empty, got shape {sig.shape}")
+        raise ValueError(f"{path}: a sample must be mono and not empty, got shape {sig.shape}")
     return to_16k(torch.from_numpy(sig), sample_rate=sample_rate)
 
 
-def _crc(path: Path | None) -> int | None:
-    return None if path is None else file_crc(path)
+def _reference(files: Mapping[str, Path]) -> int | None:
+    """CRC of an utterance's reference: runs may be compared where it is the same."""
+    return file_crc(files["ref"]) if "ref" in files else None

@@ -142,15 +142,16 @@ def _commons(
     runs: Sequence[Evaluation], names: dict[Path, str], prefix: str, title: str
 ) -> list[Row]:
     """Scores of what all codecs have in common: one row for all runs that agree on them."""
-    found: dict[tuple, list[Evaluation]] = {}
+    found: dict[tuple, list[tuple[Evaluation, dict[str, Cell]]]] = {}
     for run in runs:
-        if scores := _prefixed(run, prefix):
-            found.setdefault(tuple(sorted(scores.items())), []).append(run)
+        if cells := _score_cells(_prefixed(run, prefix), run):
+            printed = tuple(sorted((key, cell.text) for key, cell in cells.items()))
+            found.setdefault(printed, []).append((run, cells))
     rows = []
     for members in found.values():
-        of = "" if len(found) == 1 else f" of {', '.join(names[run.folder] for run in members)}"
-        cells = _score_cells(_prefixed(members[0], prefix), members[0])
-        rows.append(Row(f"{title}{of}", members[0].folder, cells, title))
+        of = f" of {', '.join(names[run.folder] for run, _ in members)}" if len(found) > 1 else ""
+        run, cells = members[0]
+        rows.append(Row(f"{title}{of}", run.folder, cells, title))
     return rows
 
 
