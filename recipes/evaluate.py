@@ -38,6 +38,7 @@ from recipes.common.fingerprint import weights_hash
 from recipes.common.interruption import leaving_at_once
 from recipes.common.offline import go_offline
 from recipes.common.run_folder import RunFolder, hardware
+from recipes.common.scoring import MissingPackageError
 from recipes.evaluation.loop import Loop
 from recipes.evaluation.rows import Rows
 from recipes.evaluation.scores import Scorer
@@ -49,7 +50,7 @@ logger = logging.getLogger(__name__)
 TASKS = ("resynthesis", "voice_conversion", "streaming", "speed")
 HPARAMS = Path(__file__).resolve().parent / "hparams"
 # An evaluation may go on with other values of these: they say where, not what.
-CONTINUABLE = ("data_folder", "output_folder", "offline", "num_audio_samples")
+CONTINUABLE = ("data_folder", "output_folder", "offline")
 
 
 def evaluate(task: str, words: Sequence[str]) -> dict[str, Any]:
@@ -124,8 +125,10 @@ def default_folder(task: str, param_file: str, overrides: str, hparams: dict[str
 
 def load_codec(hparams: dict[str, Any]) -> Codec:
     """Codec with its weights: the block's own, or those at ``codec_checkpoint``."""
-    checkpoint = hparams["codec_checkpoint"]
-    return hparams["codec"](**({} if checkpoint is None else {"checkpoint": checkpoint}))
+    options = dict(hparams["codec_options"])
+    if hparams["codec_checkpoint"] is not None:
+        options["checkpoint"] = hparams["codec_checkpoint"]
+    return hparams["codec"](**options)
 
 
 def evaluate_dataset(
@@ -150,7 +153,8 @@ def evaluate_dataset(
     manifest = read_manifest(folder.path / "test.json", data_folder=hparams["data_folder"])
     task = hparams["task"]()
     # Before run.json, so that a mistake leaves the folder free for the corrected command.
-    scorer = Scorer(hparams["metrics"], models=hparams["score_models"])
+    models = hparams["score_models"]._replace(device=str(codec.device))
+    scorer = Scorer(hparams["metrics"], models=models)
     run_on_main(folder.describe, kwargs=facts)
     distributed = torch.distributed.is_initialized()
     loop = Loop(
@@ -188,6 +192,7 @@ def prepare(hparams: dict[str, Any], folder: Path) -> None:
         max_test_utterances=hparams["max_test_utterances"],
         on_bad_file=hparams["on_bad_file"],
         seed=hparams["seed"],
+        **hparams["dataset_options"],
     )
     if Rows(folder).read():
         manifests.refuse_changed(folder, earlier=earlier)
@@ -251,7 +256,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         with leaving_at_once():
             results = evaluate(arguments.task, words)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, MissingPackageError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
     if if_main_process():

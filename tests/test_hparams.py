@@ -18,17 +18,20 @@ from focalcodec.logmel import LogMel
 from focalcodec.mixers import AMPBlock, ConformerBlock, LinearBlock
 from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
 from focalcodec.wavlm import WavLM
+from recipes.codecs.codec import Codec
 from recipes.common.command_line import canonical, parse_command_line
 from recipes.common.experiment import config_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 MAINS = sorted((ROOT / "hparams").glob("*.yaml"))
-BLOCKS = sorted((ROOT / "hparams").glob("*/*.yaml"))
+TASKS = sorted((ROOT / "recipes/hparams").glob("*.yaml"))
+BLOCKS = sorted(path for path in ROOT.glob("**/hparams/*/*.yaml") if ".venv" not in path.parts)
 SCRIPTS = {
     "vocos.yaml": "train_decoder.py",
     "bsq.yaml": "train_quantizer.py",
     "kmeans.yaml": "recipes/train_kmeans.py",
     "wavlm6_km.yaml": "train_quantizer.py",
+    **{path.name: "recipes/evaluate.py" for path in TASKS},
 }
 SMALL = """
 data_folder: nowhere
@@ -67,6 +70,17 @@ def test_main_yaml_loads_without_touching_the_disk(main, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir()), "parsing a YAML does no I/O"
 
 
+@pytest.mark.parametrize("main", TASKS, ids=lambda path: path.name)
+def test_task_loads_without_touching_the_disk_or_a_codec(main, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open(main, encoding="utf-8") as file:
+        overrides = "data_folder: nowhere" if "data_folder" in file.read() else ""
+        file.seek(0)
+        hparams = load_hyperpyyaml(file, overrides)
+    assert callable(hparams["codec"]) and not isinstance(hparams["codec"], Codec)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_block_is_one_tagged_mapping_without_references(block):
     text = block.read_text(encoding="utf-8")
@@ -78,7 +92,7 @@ def test_block_is_one_tagged_mapping_without_references(block):
 
 
 def test_every_yaml_is_short():
-    for path in MAINS + BLOCKS:
+    for path in MAINS + TASKS + BLOCKS:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 125, path
 
 
@@ -97,9 +111,9 @@ def _keys_read_by_the_code(script: str) -> set[str]:
     return keys | {"train_splits", "valid_splits", "test_splits"}  # read in a loop
 
 
-@pytest.mark.parametrize("main", MAINS, ids=lambda path: path.name)
+@pytest.mark.parametrize("main", MAINS + TASKS, ids=lambda path: path.name)
 def test_no_key_is_dead(main):
-    """Keys of one stage's YAML must be read by that stage or by what both share."""
+    """Keys of a script's YAML must be read by that script or by what all share."""
     text = main.read_text(encoding="utf-8")
     keys = set(ruamel.yaml.YAML().load(text)) - {"__set_seed"}
     referred = {re.split(r"[.\[]", name)[0] for name in re.findall(r"<([^>]+)>", text)}

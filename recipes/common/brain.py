@@ -38,6 +38,7 @@ from recipes.common.dataio import read_bad_files
 from recipes.common.interruption import Interrupted, Interruption
 from recipes.common.random_state import RandomState
 from recipes.common.run_log import Means, RunLog
+from recipes.common.score_models import ScoreModels
 from recipes.common.step_log import StepLog, StepTensors, finite_terms, from_main
 from recipes.common.weights import fill_from_codec
 
@@ -96,6 +97,7 @@ class CodecBrain(sb.Brain):
             getattr(self.hparams, "metrics", []),
             sample_rate=self.encoder.sample_rate,
             run_log=self.run_log,
+            models=ScoreModels(device=str(self.device)),
         )
         self.means = Means()
         self.checkpointer.add_recoverable("means", self.means)
