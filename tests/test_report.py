@@ -10,6 +10,7 @@ from PIL import Image
 
 from recipes.common.bootstrap import paired_difference
 from recipes.common.paper_tables import published_tables
+from recipes.reporting.differences import difference_table
 from recipes.reporting.measures import MEASURES, measure_of
 from recipes.reporting.runs import find_runs, labels, read_evaluation
 from recipes.reporting.tables import score_table
@@ -162,8 +163,23 @@ def test_runs_that_share_no_utterance_have_no_difference(tmp_path):
     for name, item in (("a", "x"), ("b", "y")):
         write_evaluation(tmp_path / name, items=[item, f"{item}2"], codec=name, samples=False)
     page = read_page(make(tmp_path / "out", tmp_path))
-    assert "the runs share no utterances" in page.text
+    assert "the runs have no score of the same utterances" in page.text
     assert not list(page.all("table", id="set-1-differences"))
+
+
+def test_difference_needs_a_score_that_both_runs_computed(tmp_path):
+    """A score of some utterances alone is in the CSV, but it is no result."""
+    for name in "ab":
+        write_evaluation(tmp_path / name, codec=name, samples=False)
+    run = read_evaluation(tmp_path / "a")
+    assert {m.key for m in difference_table([run, read_evaluation(tmp_path / "b")]).columns} == {
+        "utmos", "dwer", "sim", "stoi"
+    }  # fmt: skip
+    content = metrics_of(tmp_path / "b")
+    del content["scores"]["hyp_utmos"]
+    (tmp_path / "b/metrics.json").write_text(json.dumps(content))
+    columns = difference_table([run, read_evaluation(tmp_path / "b")]).columns
+    assert {measure.key for measure in columns} == {"dwer", "sim", "stoi"}
 
 
 def test_references_inputs_and_unquantized_features_have_rows_of_their_own(tmp_path):

@@ -27,13 +27,15 @@ class DifferenceTable(NamedTuple):
 
 
 def difference_table(runs: Sequence[Evaluation]) -> DifferenceTable:
-    """Differences of all pairs of runs of one task on one test set."""
+    """Differences of all pairs of runs of one task on one test set, in what both computed."""
     names = labels(runs)
     rows = {run.folder: run.utterances() for run in runs}
-    scores = [f"hyp_{key}" for key in QUALITY]
     weights = {f"hyp_{key}": f"hyp_{weight}" for key, weight in WEIGHTS.items()}
     pairs = []
     for first, second in itertools.combinations(runs, 2):
+        scores = [
+            name for key in QUALITY if (name := f"hyp_{key}") in first.scores.keys() & second.scores
+        ]
         found = row_differences(rows[first.folder], rows[second.folder], scores, weights=weights)
         cells = {
             name.removeprefix("hyp_"): _cell(name.removeprefix("hyp_"), difference)
