@@ -29,6 +29,9 @@ AUDIO = {"focalcodec.audio", "focalcodec.resampling"}
 TOP = {"focalcodec.codec", "focalcodec.windows", "focalcodec"} | COMMAND_LINE
 TRAINING = {"speechbrain", "hyperpyyaml", "recipes", "train_decoder", "train_quantizer"}
 LAZY_IN_HUB = {"huggingface_hub", "safetensors", "transformers"}
+LAZY_IN_CODECS = LAZY_IN_HUB | set(
+    "speechtokenizer semanticodec wavtokenizer bigcodec stable_codec stable_audio_tools".split()
+)
 SOURCES = sorted(
     path
     for folder in ("focalcodec", "recipes", "benchmarks")
@@ -97,6 +100,17 @@ def test_imports_keep_to_their_layer(path):
         ours = {name for name in names if name.startswith(("recipes", "focalcodec"))}
         assert all(name.startswith(("recipes.common", "recipes.corpora")) for name in ours), ours
         assert "torch.nn" not in names, "corpora know no models"
+    if module.startswith("recipes.codecs"):
+        ours = {name for name in names if name.startswith("recipes")}
+        allowed = ("recipes.codecs", "recipes.common.offline", "recipes.common.scoring")
+        assert all(name.startswith(allowed) for name in ours - {"recipes.common"}), ours
+        assert not _within(_imports(path, top_level_only=True), LAZY_IN_CODECS)
+    if module.startswith("recipes.evaluation"):
+        lower = ("recipes.common", "recipes.codecs", "recipes.evaluation")
+        assert all(name.startswith(lower) for name in names if name.startswith("recipes"))
+    if module.startswith("recipes.reporting"):
+        lower = ("recipes.common", "recipes.reporting")  # it reads files, whoever wrote them
+        assert all(name.startswith(lower) for name in names if name.startswith("recipes"))
     if module.startswith("train_"):
         assert not _within(names, {"train_decoder", "train_quantizer"} - {module})
 

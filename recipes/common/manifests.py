@@ -163,13 +163,15 @@ def write_manifests(
         write_text(folder / _manifest_name(subset), _manifest_text(rows))
     keep_bad_files(folder / "bad_files.tsv", listed, among=still_there)
     for subset, count in counts.items():
+        if subsets.get(subset) is None:
+            continue
         logger.info(
             "%s: %d utterances, %.4g hours, %d speakers; left out: %d bad, %d too short, "
             "%d too long, %d not drawn",
             subset,
             *count,
         )
-        if subsets.get(subset) is not None and not count.utterances:
+        if not count.utterances:
             raise ValueError(_nothing_left(subset, subsets[subset], count, folder))
     return PreparedCorpus(**counts)
 
