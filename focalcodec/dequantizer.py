@@ -53,9 +53,9 @@ class IdentityCompressor(nn.Module):
 class ConformerDecompressor(nn.Module):
     """Codes to qfeats at the same rate: a projection, Conformer layers, a projection.
 
-    The layers are those of `focalcodec.mixers`, with relative positions as in [2]_. The author's
-    release (lucadellalib/discrete-wavlm-codec) has SpeechBrain's Conformer encoder with absolute
-    positions, which are learnt for the places of a training segment alone.
+    The layers are those of `focalcodec.mixers`, with relative positions and SiLU as in [2]_. The
+    author's release (lucadellalib/discrete-wavlm-codec, ``hubconf.py``) has SpeechBrain's Conformer
+    encoder with absolute positions, GELU and one more LayerNorm at its end; its weights do not fit.
 
     Parameters
     ----------
