@@ -12,6 +12,7 @@ of such folders.
 """
 
 import argparse
+import hashlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -102,7 +103,11 @@ def evaluate(task: str, words: Sequence[str]) -> dict[str, Any]:
     }
     about = {"task": task, "codec": describe(codec)}
     if "dataset" in hparams:
-        about["dataset"] = {"name": block_name(param_file, overrides, "dataset")}
+        about["dataset"] = {
+            "name": block_name(param_file, overrides, "dataset"),
+            "options": dict(hparams["dataset_options"]),
+            "seed": hparams["seed"],
+        }
         evaluate_dataset(codec, hparams, folder, facts=facts, about=about)
     else:
         run_on_main(folder.describe, kwargs=facts)
@@ -211,7 +216,12 @@ def write_results(
     rows = [found[id] for id in manifest]
     heard = [row for row in rows if row.seconds]
     hours = sum(manifest[row.id]["duration"] for row in heard) / 3600
-    dataset = {**about.pop("dataset"), "utterances": len(heard), "hours": hours}
+    dataset = {
+        **about.pop("dataset"),
+        "hash": hashlib.sha256((folder / "test.json").read_bytes()).hexdigest()[:16],
+        "utterances": len(heard),
+        "hours": hours,
+    }
     write_table(folder / "utterances.csv", rows, manifest)
     if (counted := usage(rows, codec)) is not None:
         write_json(folder / "code_counts.json", {"counts": counted.counts.tolist()})
