@@ -55,7 +55,7 @@ def summarize(
     return {
         "scores": {
             name: interval._asdict()
-            for name, interval in {**means, **real_time_factors(rows, manifest, seed=seed)}.items()
+            for name, interval in {**means, **speed_intervals(rows, manifest, seed=seed)}.items()
         },
         **({} if counted is None else {"code_usage": counted.summarize(across_ranks=False)}),
         "not_computed": not_computed,
@@ -67,7 +67,7 @@ def summarize(
     }
 
 
-def real_time_factors(
+def speed_intervals(
     rows: Sequence[Row], manifest: Mapping[str, Mapping[str, Any]], *, seed: int
 ) -> dict[str, Interval]:
     """Seconds of audio per second of work: all audio over all work, with an interval."""
