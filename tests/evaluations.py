@@ -6,11 +6,11 @@ from typing import Any
 from recipes.evaluate import evaluate
 
 
-def words(codec: Path, data: Path, output: Path, **overrides: Any) -> list[str]:
+def words(checkpoint: Path, data: Path, output: Path, **overrides: Any) -> list[str]:
     """Command line after the task; ``overrides`` replace its small sizes."""
     values = {
         "codec": "!include:codec/focalcodec.yaml",
-        "codec_checkpoint": codec,
+        "codec_checkpoint": checkpoint,
         "data_folder": data,
         "output_folder": output,
         "metrics": "[mel_distance, stoi]",
@@ -21,6 +21,6 @@ def words(codec: Path, data: Path, output: Path, **overrides: Any) -> list[str]:
     return ["--device=cpu", *(f"--{key}={text}" for key, text in texts.items())]
 
 
-def run(task: str, codec: Path, data: Path, output: Path, **overrides: Any) -> dict[str, Any]:
+def run(task: str, checkpoint: Path, data: Path, output: Path, **overrides: Any) -> dict[str, Any]:
     """Evaluate to the end; content of metrics.json."""
-    return evaluate(task, words(codec, data, output, **overrides))
+    return evaluate(task, words(checkpoint, data, output, **overrides))

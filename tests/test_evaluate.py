@@ -11,14 +11,21 @@ import soundfile
 import torch
 
 from focalcodec import FocalCodec
+from recipes.codecs.conversion import convert
+from recipes.codecs.focalcodec import FocalCodec as Adapter
+from recipes.codecs.mimi import Mimi
 from recipes.common.code_usage import CodeUsage
 from recipes.common.dataio import load_sig, read_manifest
+from recipes.common.files import locked_file
 from recipes.common.reference_scores import mel_distance
+from recipes.common.scoring import to_16k
 from recipes.corpora import twins
 from recipes.evaluate import main
 from recipes.evaluation.rows import Rows
 from tests.evaluations import run, words
 from tests.saved_runs import free_port, in_children
+from tests.tiny_checkpoints import save_utmos, save_whisper
+from tests.tiny_codecs import write_mimi
 
 CLEAN = {"dataset": "!include:dataset/librispeech_test_clean.yaml"}
 NOISY = {"dataset": "!include:dataset/voicebank.yaml"}
@@ -45,6 +52,13 @@ def pairs(clean):
 
 
 @pytest.fixture(scope="session")
+def codec_24k(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mimi")
+    write_mimi(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def evaluated(codec_folder, clean, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluations") / "resynthesis"
     run("resynthesis", codec_folder, clean, folder, **CLEAN)
@@ -63,7 +77,7 @@ def table_of(folder) -> list[dict[str, str]]:
 def untimed(results: dict) -> dict:
     """Results without what depends on the machine's speed."""
     scores = {k: v for k, v in results["scores"].items() if not k.startswith("rtf")}
-    return {**results, "scores": scores}
+    return {**results, "scores": scores, "rtf_hardware": None}
 
 
 def state_of(folder) -> dict:
@@ -122,7 +136,7 @@ def test_results_say_what_was_evaluated(evaluated, codec_folder):
         "parameters": sum(p.numel() for p in codec.parameters()),
     }
     assert results["dataset"]["name"] == "librispeech_test_clean"
-    assert results["dataset"]["options"] == {} and results["dataset"]["seed"] == 1234
+    assert results["dataset"]["options"] == {}
     assert results["dataset"]["utterances"] == len(table_of(evaluated))
     description = json.loads((evaluated / "run.json").read_text())
     assert description["command"].startswith("python -m recipes.evaluate resynthesis --device=cpu")
@@ -171,6 +185,48 @@ def test_features_without_quantization_are_decoded_on_demand(codec_folder, clean
     assert (sample / "rec.wav").is_file()
 
 
+def test_codec_of_another_rate_with_several_codebooks(codec_24k, clean, tmp_path):
+    options = {**CLEAN, "codec": "!include:codec/mimi.yaml", "max_test_utterances": 2}
+    options["codec_options"] = "{num_codebooks: 3}"
+    results = run("resynthesis", codec_24k, clean, tmp_path / "run", **options)
+    codec = Mimi(checkpoint=codec_24k, num_codebooks=3)
+    manifest = read_manifest(tmp_path / "run/test.json", data_folder=clean)
+    usage = CodeUsage(codec.codebook_size, num_codebooks=3)
+    rows = {row["id"]: row for row in table_of(tmp_path / "run")}
+    for id, entry in manifest.items():
+        toks = codec.sig_to_toks(load_sig(entry["wav"], sample_rate=24_000)[None])
+        hyp_sig = to_16k(codec.toks_to_sig(toks)[0], sample_rate=24_000)
+        target = load_sig(entry["wav"], sample_rate=16_000)
+        hyp_sig = torch.nn.functional.pad(hyp_sig, (0, len(target)))[: len(target)]
+        distance = mel_distance(target, hyp_sig, sample_rate=16_000)
+        assert float(rows[id]["hyp_mel_distance"]) == pytest.approx(distance, rel=1e-4)
+        usage.append(toks)
+    counts = json.loads((tmp_path / "run/code_counts.json").read_text())["counts"]
+    assert len(counts) == 3 and counts == usage.counts.tolist()
+    assert results["code_usage"] == pytest.approx(usage.summarize())
+
+
+def test_every_utterance_is_transcribed_in_its_language(codec_folder, tmp_path):
+    data = twins.generate("mls", tmp_path / "mls", speakers=1, utterances=1)
+    english = save_whisper(tmp_path / "whisper", multilingual=False)
+    options = {"dataset": "!include:dataset/mls700.yaml", "metrics": "[dwer]", "asr_model": english}
+    options["dataset_options"] = "{languages: [nl, pl], utterances_per_language: 1}"
+    results = run("resynthesis", codec_folder, data, tmp_path / "run", **options)
+    reasons = {failure["reason"] for failure in results["failures"]}
+    for language in ("nl", "pl"):
+        assert any(f"does not know the language '{language}'" in reason for reason in reasons)
+
+
+def test_a_metric_that_fails_everywhere_is_not_computed(codec_folder, tmp_path):
+    path = tmp_path / "data/speaker/short.wav"
+    path.parent.mkdir(parents=True)
+    soundfile.write(path, 0.1 * np.sin(np.arange(3200) / 20), 16_000)
+    options = {"dataset": "!include:dataset/folder.yaml", "metrics": "[stoi, mel_distance]"}
+    results = run("resynthesis", codec_folder, tmp_path / "data", tmp_path / "run", **options)
+    assert "none of 1 utterances could be scored" in results["not_computed"]["stoi"]
+    assert "hyp_mel_distance" in results["scores"] and "hyp_stoi" not in results["scores"]
+
+
 # Other tasks
 
 
@@ -187,6 +243,9 @@ def test_short_chunks_are_another_result(codec_folder, clean, evaluated, tmp_pat
     options = {**CLEAN, "chunk_size": 2000}
     results = run("streaming", codec_folder, clean, tmp_path / "run", **options)
     assert results["scores"]["hyp_stoi"] != results_of(evaluated)["scores"]["hyp_stoi"]
+    # 8 tokens of 320 samples for each chunk of 2000 and its overlap of 250
+    assert results["codec"]["bitrate"] == pytest.approx(8 * 13 * 16_000 / 2000)
+    assert results["codec"]["latency_ms"] == pytest.approx(1000 * 2250 / 16_000)
 
 
 def test_voice_conversion_takes_words_from_the_source_and_frames_from_the_reference(
@@ -201,13 +260,70 @@ def test_voice_conversion_takes_words_from_the_source_and_frames_from_the_refere
     names = {"ref", "hyp", "input", "reference"}
     sigs = {name: soundfile.read(sample / f"{name}.wav")[0] for name in names}
     assert {path.stem for path in sample.iterdir()} == names
-    assert abs(len(sigs["hyp"]) - len(sigs["input"])) <= 1
-    assert len(sigs["ref"]) != len(sigs["reference"])
+    (id,) = [id for id in manifest if id.replace("/", "--") == sample.name]
+    entry = read_manifest(tmp_path / "run/test.json", data_folder=pairs)[id]
+    names = {"ref": "target", "input": "wav", "reference": "reference"}
+    loaded = {name: load_sig(entry[key], sample_rate=16_000) for name, key in names.items()}
+    for name, sig in loaded.items():
+        np.testing.assert_allclose(sigs[name], sig, atol=1e-4)  # 16-bit
+    codec = Adapter(checkpoint=codec_folder)
+    converted = convert(codec, loaded["input"][None], loaded["reference"][None])[0]
+    np.testing.assert_allclose(sigs["hyp"], converted.clamp(-1, 1), atol=1e-4)
 
 
-def test_voice_conversion_without_a_reference_is_refused(codec_folder, clean, tmp_path):
-    with pytest.raises(ValueError, match="has no reference; voice conversion needs a test set of"):
-        run("voice_conversion", codec_folder, clean, tmp_path / "run", **CLEAN, metrics="[]")
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        pytest.param(
+            "voice_conversion",
+            {**CLEAN, "metrics": "[]"},
+            "has no reference; voice conversion needs a test set of",
+            id="no references",
+        ),
+        pytest.param(
+            "voice_conversion",
+            {"metrics": "[sim, pesq]"},
+            "pesq compare sample by sample",
+            id="metrics of aligned signals",
+        ),
+        pytest.param(
+            "resynthesis",
+            {"dataset": "!include:dataset/vctk_pairs.yaml"},
+            "is a pair of two speakers",
+            id="pairs",
+        ),
+        pytest.param("streaming", {**CLEAN, "chunk_size": 100}, "overlap", id="sizes of chunks"),
+        pytest.param(
+            "resynthesis", {**CLEAN, "codec_options": "{nam: x}"}, "takes .*name", id="codec option"
+        ),
+        pytest.param(
+            "resynthesis",
+            {**CLEAN, "dataset_options": "{min_duration_s: 1}"},
+            "min_duration_s in dataset_options",
+            id="dataset option with a key of its own",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_task_is_refused_and_leaves_the_folder_free(
+    task, options, message, codec_folder, clean, pairs, tmp_path
+):
+    data = clean if options.get("dataset") == CLEAN["dataset"] else pairs
+    with pytest.raises(ValueError, match=message):
+        run(task, codec_folder, data, tmp_path / "run", **options)
+    assert not (tmp_path / "run/run.json").exists()
+
+
+def test_the_draw_of_a_test_set_does_not_follow_the_seed(codec_folder, clean, tmp_path):
+    options = {**CLEAN, "metrics": "[]", "max_test_utterances": 2}
+    drawn = {}
+    for name, more in {
+        "one": {"seed": 1},
+        "two": {"seed": 2},
+        "other": {"dataset_options": "{seed: 3}"},
+    }.items():
+        run("resynthesis", codec_folder, clean, tmp_path / name, **options, **more)
+        drawn[name] = (tmp_path / name / "test.json").read_text()
+    assert drawn["one"] == drawn["two"] != drawn["other"]
 
 
 def test_speed_counts_parameters_and_operations(codec_folder, tmp_path, capsys):
@@ -277,16 +393,38 @@ def _rank(rank, num, port, argv):
     return main(argv)
 
 
-def test_what_was_missing_is_computed_when_it_is_there(evaluated, codec_folder, clean, tmp_path):
-    folder = tmp_path / "run"
-    options = {**CLEAN, "metrics": "[mel_distance, sim]"}
+def test_what_was_missing_is_computed_when_it_is_there(codec_folder, clean, tmp_path):
+    folder, weights = tmp_path / "run", tmp_path / "utmos"
+    options = {**CLEAN, "metrics": "[mel_distance, utmos]", "utmos_model": weights}
+    weights.mkdir()
     first = run("resynthesis", codec_folder, clean, folder, **options)
-    assert set(first["not_computed"]) == {"sim"} and "hyp_sim" not in first["scores"]
-    assert "microsoft/wavlm-base-sv" in first["not_computed"]["sim"]
+    assert set(first["not_computed"]) == {"utmos"} and "hyp_utmos" not in first["scores"]
     (path,) = (folder / "rows").iterdir()
     number = len(path.read_text().splitlines())
     run("resynthesis", codec_folder, clean, folder, **options)  # it is still missing
     assert len(path.read_text().splitlines()) == number
+    save_utmos(weights)
+    second = run("resynthesis", codec_folder, clean, folder, **options)
+    assert second["not_computed"] == {}
+    assert second["scores"]["hyp_utmos"]["utterances"] == number
+    assert second["scores"]["hyp_mel_distance"] == first["scores"]["hyp_mel_distance"]
+
+
+def test_scores_of_two_models_never_meet_in_one_mean(codec_folder, clean, tmp_path):
+    folder, weights = tmp_path / "run", tmp_path / "utmos"
+    options = {**CLEAN, "metrics": "[utmos]", "utmos_model": weights, "max_test_utterances": 1}
+    save_utmos(weights)
+    run("resynthesis", codec_folder, clean, folder, **options)
+    shutil.rmtree(weights)
+    save_utmos(weights, gain=2.0)
+    with pytest.raises(ValueError, match="utmos was computed with .* and would now be with"):
+        run("resynthesis", codec_folder, clean, folder, **options)
+
+
+def test_one_folder_takes_one_evaluation_at_a_time(codec_folder, clean, tmp_path):
+    with locked_file(tmp_path / "run/.lock"):
+        with pytest.raises(ValueError, match="another process is evaluating into"):
+            run("resynthesis", codec_folder, clean, tmp_path / "run", **CLEAN)
 
 
 # Refusals
@@ -331,6 +469,10 @@ def test_a_file_that_breaks_off_is_listed_and_the_rest_goes_on(codec_folder, cle
     (failure,) = results["failures"]
     assert failure["metric"] == "audio" and path.name in failure["reason"]
     assert results["scores"]["hyp_stoi"]["utterances"] == 5 == results["dataset"]["utterances"]
+    shutil.copy(clean / path.relative_to(data), path)  # mended, it is tried again
+    results = run("resynthesis", codec_folder, data, tmp_path / "run", **CLEAN)
+    assert results["failures"] == [] and results["dataset"]["utterances"] == 6
+    path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ValueError, match=path.name):
         run("resynthesis", codec_folder, data, tmp_path / "strict", **CLEAN, on_bad_file="raise")
 

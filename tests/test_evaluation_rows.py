@@ -19,19 +19,17 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     read = Rows(tmp_path).read()
     assert list(read) == ["a", "b"]
     assert [tuple(read[one.id]) for one in written] == [
-        ("a", {"hyp_stoi": 1.0}, [], {}, [[1, 2], [3, 4]], {"total": 0.5}),
-        ("b", {}, [["audio", "is cut"]], {}, [], {}),
+        ("a", {"hyp_stoi": 1.0}, [], {}, [[1, 2], [3, 4]], {"total": 0.5}, "", 0),
+        ("b", {}, [["audio", "is cut"]], {}, [], {}, "", 0),
     ]
 
 
 def test_rows_of_all_processes_are_read_and_the_newest_of_an_utterance_counts(tmp_path):
-    Rows(tmp_path, rank=0).append(row("a"))
-    Rows(tmp_path, rank=1).append(row("b"))
-    Rows(tmp_path, rank=1).append(row("b", 2.0))
-    assert {id: one.scores["hyp_stoi"] for id, one in Rows(tmp_path).read().items()} == {
-        "a": 1.0,
-        "b": 2.0,
-    }
+    Rows(tmp_path, rank=0).append(row("b", 1.0, start=1))
+    Rows(tmp_path, rank=1).append(row("b", 2.0, start=2))
+    Rows(tmp_path, rank=0).append(row("a", 3.0, start=2))  # its file is the one written last
+    values = {id: one.scores["hyp_stoi"] for id, one in Rows(tmp_path).read().items()}
+    assert values == {"a": 3.0, "b": 2.0}
 
 
 @pytest.mark.parametrize("kept", range(0, 60, 7))
@@ -59,6 +57,11 @@ def test_an_utterance_is_repeated_once_what_was_missing_is_there():
     assert is_done(row("a"), missing=())
     assert is_done(lacking, missing=("utmos", "dwer"))
     assert not is_done(lacking, missing=("dwer",))
+
+
+def test_a_file_that_could_not_be_read_is_tried_again():
+    assert not is_done(Row("a", failures=[["audio", "is cut"]]), missing=())
+    assert is_done(row("a", failures=[["hyp_pesq", "no speech"]]), missing=())
 
 
 def test_a_row_is_one_line(tmp_path):

@@ -261,3 +261,16 @@ def test_config_hash_ignores_how_long_and_sees_what():
     assert config_hash(BSQ, "lr: 0.1\ndecoder_checkpoint: run") == base
     assert config_hash(BSQ, "lr: 0.2") != base
     assert config_hash(BSQ, "lr: 0.1\nquantizer: !include:quantizer/lfq.yaml") != base
+
+
+def test_tasks_share_their_keys_and_defaults():
+    keys = {}
+    for path in TASKS:
+        keys[path.stem] = ruamel.yaml.YAML().load(path.read_text(encoding="utf-8"))
+    tasks = [keys[name] for name in ("resynthesis", "streaming", "voice_conversion")]
+    own = {"task", "dataset", "metrics", "decode_features", "topk"}
+    own |= {"chunk_size", "left_context", "overlap"}
+    shared = [{key: canonical(keys[key]) for key in keys if key not in own} for keys in tasks]
+    assert shared[0] == shared[1] == shared[2]
+    for key in ("seed", "offline", "codec", "codec_checkpoint", "codec_options", "output_folder"):
+        assert canonical(keys["speed"][key]) == shared[0][key], key

@@ -206,7 +206,12 @@ def prepare_run(hparams: dict[str, Any]) -> None:
     earlier = manifests.read_data_files(folder)
     prepare_data(hparams)
     if goes_on and hparams["on_changed_data"] == "raise":
-        manifests.refuse_changed(folder, earlier=earlier)
+        manifests.refuse_changed(
+            folder,
+            earlier=earlier,
+            hint="go on with what is there by --on_changed_data accept, or choose another folder "
+            "with --output_folder",
+        )
 
 
 def prepare_data(hparams: dict[str, Any]) -> None:

@@ -204,13 +204,14 @@ def read_data_files(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text(encoding="utf-8") for path in paths if path.exists()}
 
 
-def refuse_changed(folder: Path, *, earlier: Mapping[str, str]) -> None:
+def refuse_changed(folder: Path, *, earlier: Mapping[str, str], hint: str) -> None:
     """Raise ValueError if the folder's manifests are not the earlier ones, which are put back.
 
     Parameters
     ----------
     folder : of the run.
     earlier : what `read_data_files` gave before the manifests were written anew.
+    hint : what else can be done than to put the data back.
     """
     found = read_data_files(folder)
     changes = []
@@ -236,8 +237,7 @@ def refuse_changed(folder: Path, *, earlier: Mapping[str, str]) -> None:
         write_text(folder / name, text)
     raise ValueError(
         f"the data are not those that the run in {folder} began with: {'; '.join(changes)}. Put "
-        "them back, go on with what is there by --on_changed_data accept, or choose another folder "
-        "with --output_folder"
+        f"them back, or {hint}"
     )
 
 

@@ -71,7 +71,7 @@ class RunFolder:
             experiment_directory=str(self.path), hyperparams_to_save=param_file, overrides=overrides
         )
         if if_main_process():  # leave no copy of this file, which SpeechBrain makes of its caller
-            (self.path / Path(__file__).name).unlink()
+            (self.path / Path(__file__).name).unlink(missing_ok=True)
 
     def describe(
         self,
@@ -148,6 +148,14 @@ def hardware(device: str | torch.device) -> dict[str, Any]:
         "cpu_cores": _usable_cores(),
         "torch_threads": torch.get_num_threads(),
     }
+
+
+def hardware_line(hardware: dict[str, Any]) -> str:
+    """One line of what `hardware` describes."""
+    return (
+        f"{hardware['device']}, {hardware['processes']} process(es), "
+        f"{hardware['cpu_cores']} CPU cores, {hardware['torch_threads']} torch threads"
+    )
 
 
 def cpu_model() -> str:

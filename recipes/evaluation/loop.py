@@ -2,13 +2,14 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import soundfile
 import torch
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch import Tensor
 from tqdm import tqdm
 
@@ -51,6 +52,7 @@ class Loop:
     folder : run folder, which receives rows and samples.
     written : ids whose signals are written as wav.
     on_bad_file : "skip" (a row without scores that says why) or "raise".
+    hardware : what this process computes with, for its rows.
     seed : of codecs that draw; each utterance has its own.
     rank, world_size : this process, and how many share the utterances.
     """
@@ -64,6 +66,7 @@ class Loop:
         folder: Path,
         written: set[str],
         on_bad_file: str,
+        hardware: str,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -74,6 +77,7 @@ class Loop:
         self.samples = folder / "samples"
         self.written = written
         self.on_bad_file = on_bad_file
+        self.hardware = hardware
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self.rows = Rows(folder, rank=rank)
@@ -90,6 +94,8 @@ class Loop:
         BadAudioError : with ``on_bad_file="raise"``.
         """
         done = self.rows.read()
+        ddp_barrier()  # nobody adds rows before all have read the same
+        start = 1 + max((row.start for row in done.values()), default=0)
         left = [id for id in manifest if not is_done(done.get(id), missing=self.scorer.missing)]
         if len(left) < len(manifest):
             logger.info("%d of %d utterances are done", len(manifest) - len(left), len(manifest))
@@ -103,12 +109,13 @@ class Loop:
                 if self.on_bad_file == "raise":
                     raise
                 logger.warning("bad file, not evaluated: %s", error)
-                self.rows.append(Row(id, failures=[["audio", str(error)]]))
+                self.rows.append(Row(id, failures=[["audio", str(error)]], start=start))
                 continue
             if not is_warm:  # a first call allocates and chooses kernels: it is not timed
                 self._decode(id, sigs)
                 is_warm = True
-            self.rows.append(self._row(id, sigs, language=manifest[id].get("language", "en")))
+            row = self._row(id, sigs, language=manifest[id].get("language", "en"))
+            self.rows.append(row._replace(hardware=self.hardware, start=start))
 
     def _load(self, entry: Entry) -> Signals:
         rate = self.codec.sample_rate
@@ -162,6 +169,6 @@ class Loop:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         for name, sig in sigs.items():
-            partial = folder / f".{name}.0"
+            partial = folder / f".{name}.{os.getpid()}"
             soundfile.write(partial, sig.clamp(-1, 1).numpy(), SAMPLE_RATE, format="WAV")
             partial.replace(folder / f"{name}.wav")

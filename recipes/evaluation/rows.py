@@ -17,8 +17,9 @@ class Row(NamedTuple):
     """Result of one utterance.
 
     ``scores`` by prefix and name (``hyp_stoi``); ``failures`` as [what, reason]; ``not_computed``
-    by metric: why no utterance has it on this machine; ``toks`` as K lists; ``seconds`` of work.
-    A file that could not be read has failures alone.
+    by metric: why no utterance has it on this machine; ``toks`` as K lists; ``seconds`` of work,
+    on ``hardware``. ``start`` counts how often the evaluation was started. A file that could not be
+    read has failures alone, with ``audio`` as what failed.
     """
 
     id: str
@@ -27,6 +28,8 @@ class Row(NamedTuple):
     not_computed: Mapping[str, str] = {}
     toks: Sequence[Sequence[int]] = ()
     seconds: Mapping[str, float] = {}
+    hardware: str = ""
+    start: int = 0
 
 
 class Rows:
@@ -43,16 +46,17 @@ class Rows:
         self.path = self.folder / f"{rank}.jsonl"
 
     def read(self) -> dict[str, Row]:
-        """Rows by id, the newest of each; a line that a kill cut short is left out."""
+        """Rows by id, that of the last start of each; a line that a kill cut short is left out."""
         rows: dict[str, Row] = {}
-        for path in sorted(self.folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
+        for path in sorted(self.folder.glob("*.jsonl")):
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     row = Row(**json.loads(line))
                 except (ValueError, TypeError):
                     logger.warning("%s has an incomplete line; its utterance is repeated", path)
                     continue
-                rows[row.id] = row
+                if row.id not in rows or rows[row.id].start <= row.start:
+                    rows[row.id] = row
         return rows
 
     def append(self, row: Row) -> None:
@@ -68,5 +72,10 @@ class Rows:
 
 
 def is_done(row: Row | None, *, missing: Collection[str]) -> bool:
-    """Whether a row need not be repeated: what it lacks cannot be computed now either."""
-    return row is not None and set(row.not_computed) <= set(missing)
+    """Whether a row need not be repeated: what it lacks cannot be computed now either.
+
+    A file that could not be read is tried again with every start.
+    """
+    if row is None or any(what == "audio" for what, _ in row.failures):
+        return False
+    return set(row.not_computed) <= set(missing)

@@ -7,6 +7,7 @@ mean over the others would be of another test set.
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,13 @@ ABOUT = ("duration", "speaker", "language")  # columns of the CSV that come from
 
 
 def summarize(
-    rows: Sequence[Row], manifest: Mapping[str, Mapping[str, Any]], *, codec: Codec, seed: int
+    rows: Sequence[Row],
+    manifest: Mapping[str, Mapping[str, Any]],
+    *,
+    metrics: Iterable[str],
+    codec: Codec,
+    hardware: str,
+    seed: int,
 ) -> dict[str, Any]:
     """Scores, code usage, failures and what was not computed, as ``metrics.json`` has them.
 
@@ -33,12 +40,19 @@ def summarize(
     ----------
     rows : one an utterance, in the order of the manifest.
     manifest : test set by utterance id.
+    metrics : names of those that were asked for.
     codec : gives codebooks.
+    hardware : of which rows the real-time factors are taken, if it made any.
     seed : of the bootstrap.
     """
-    not_computed: dict[str, str] = {}
+    not_computed = failed_everywhere(rows, metrics)
     for row in rows:
         not_computed |= row.not_computed
+    timed = [row for row in rows if row.hardware == hardware]
+    if not timed:  # all was done elsewhere: on what most of it was done on
+        used = Counter(row.hardware for row in rows if row.seconds)
+        hardware = used.most_common(1)[0][0] if used else hardware
+        timed = [row for row in rows if row.hardware == hardware]
     scores = [
         {name: value for name, value in row.scores.items() if _metric(name) not in not_computed}
         for row in rows
@@ -55,9 +69,10 @@ def summarize(
     return {
         "scores": {
             name: interval._asdict()
-            for name, interval in {**means, **speed_intervals(rows, manifest, seed=seed)}.items()
+            for name, interval in {**means, **speed_intervals(timed, manifest, seed=seed)}.items()
         },
         **({} if counted is None else {"code_usage": counted.summarize(across_ranks=False)}),
+        "rtf_hardware": hardware,
         "not_computed": not_computed,
         "failures": [
             {"id": row.id, "metric": metric, "reason": reason}
@@ -65,6 +80,24 @@ def summarize(
             for metric, reason in row.failures
         ],
     }
+
+
+def failed_everywhere(rows: Iterable[Row], metrics: Iterable[str]) -> dict[str, str]:
+    """Say of each metric that could score no output why it could not score the first."""
+    rows = [row for row in rows if row.seconds]
+    reasons = {}
+    for metric in metrics:
+        scores = {f"hyp_{score}" for score in METRICS[metric].scores}
+        failed = [
+            (row.id, reason)
+            for row in rows
+            for what, reason in row.failures
+            if what in ("hyp", f"hyp_{metric}")
+        ]
+        if failed and not any(scores & row.scores.keys() for row in rows):
+            id, reason = failed[0]
+            reasons[metric] = f"none of {len(rows)} utterances could be scored; {id}: {reason}"
+    return reasons
 
 
 def speed_intervals(

@@ -1,10 +1,11 @@
 """What is asked of a codec: resynthesis, voice conversion, chunk-wise inference.
 
 A task turns the signals of one utterance into what the codec makes of them. Loading, scoring and
-writing are the same for all of them (`recipes.evaluation.scoring`).
+writing are the same for all of them (`recipes.evaluation.loop`).
 """
 
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 from recipes.codecs.chunked import Chunked
 from recipes.codecs.codec import Codec
 from recipes.codecs.conversion import convert
+from recipes.common.known_metrics import METRICS
+
+Manifest = Mapping[str, Mapping[str, Any]]
 
 
 class Decoded(NamedTuple):
@@ -44,6 +48,12 @@ class Task(Protocol):
     has_reference: bool
     settings: dict[str, Any]
 
+    def check(self, codec: Codec, manifest: Manifest, metrics: Iterable[str]) -> None:
+        """Raise ValueError if the codec, the test set or a metric is not for this task."""
+
+    def facts(self, codec: Codec) -> dict[str, float]:
+        """Facts about the codec that differ under this task, such as its bitrate."""
+
     def run(self, codec: Codec, sig: Tensor, reference_sig: Tensor | None) -> Decoded:
         """Send a signal (1, T) at the codec's rate through the codec."""
 
@@ -64,6 +74,20 @@ class Resynthesis:
     def __init__(self, *, decode_features: bool = False) -> None:
         self.decode_features = decode_features
         self.settings: dict[str, Any] = {}
+
+    def check(self, codec: Codec, manifest: Manifest, metrics: Iterable[str]) -> None:
+        """Refuse pairs of speakers, and a codec that has no features to decode."""
+        del metrics
+        _refuse_pairs(manifest, task=self.name)
+        if self.decode_features and not codec.has_feats:
+            raise ValueError(
+                f"{codec.name} gives no features in front of its decoder; leave decode_features out"
+            )
+
+    def facts(self, codec: Codec) -> dict[str, float]:
+        """Give none: this is what the codec is made for."""
+        del codec
+        return {}
 
     def run(self, codec: Codec, sig: Tensor, reference_sig: Tensor | None) -> Decoded:
         """Encode and decode a signal (1, T) at the codec's rate."""
@@ -100,6 +124,21 @@ class Streaming:
             "overlap": overlap,
         }
 
+    def check(self, codec: Codec, manifest: Manifest, metrics: Iterable[str]) -> None:
+        """Refuse pairs of speakers, and sizes that cannot be."""
+        del metrics
+        _refuse_pairs(manifest, task=self.name)
+        Chunked(codec, **self.settings)
+
+    def facts(self, codec: Codec) -> dict[str, float]:
+        """Bitrates of what is sent, with overlaps and with all of the context, and latency."""
+        chunked = Chunked(codec, **self.settings)
+        return {
+            "bitrate": chunked.bitrate,
+            "bitrate_with_context": chunked.bitrate_with_context,
+            "latency_ms": chunked.latency_ms,
+        }
+
     def run(self, codec: Codec, sig: Tensor, reference_sig: Tensor | None) -> Decoded:
         """Send a signal (1, T) through the codec chunk by chunk."""
         del reference_sig
@@ -125,12 +164,45 @@ class VoiceConversion:
     def __init__(self, *, topk: int = 4) -> None:
         self.settings = {"topk": topk}
 
+    def check(self, codec: Codec, manifest: Manifest, metrics: Iterable[str]) -> None:
+        """Refuse sets without references, metrics that compare samples, and one bare codebook."""
+        for id, entry in manifest.items():
+            if "reference" not in entry:
+                raise ValueError(
+                    f"{id} has no reference; voice conversion needs a test set of parallel "
+                    "sentences, such as dataset/vctk_pairs.yaml or dataset/parallel.yaml"
+                )
+        if aligned := [name for name in metrics if name in METRICS and METRICS[name].is_aligned]:
+            raise ValueError(
+                f"{', '.join(aligned)} compare sample by sample, which two speakers' recordings of "
+                "a sentence do not allow; leave them out of metrics"
+            )
+        if codec.num_codebooks == 1 and not codec.has_feats:
+            raise ValueError(
+                f"{codec.name} has one codebook and gives no features in front of its decoder: it "
+                "cannot convert voices"
+            )
+
+    def facts(self, codec: Codec) -> dict[str, float]:
+        """Give none: nothing is sent."""
+        del codec
+        return {}
+
     def run(self, codec: Codec, sig: Tensor, reference_sig: Tensor | None) -> Decoded:
         """Give a signal (1, T) the voice of ``reference_sig`` (1, T')."""
         clock = _Clock(codec.device)
         hyp_sig = convert(codec, sig, reference_sig, **self.settings)
         clock.lap("total")
         return Decoded(None, {"hyp": hyp_sig[0]}, clock.seconds)
+
+
+def _refuse_pairs(manifest: Manifest, *, task: str) -> None:
+    for id, entry in manifest.items():
+        if "reference" in entry:
+            raise ValueError(
+                f"{id} is a pair of two speakers; {task} compares an output with its own input: "
+                "use voice_conversion for this test set, or another test set"
+            )
 
 
 class _Clock:
