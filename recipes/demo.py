@@ -12,6 +12,7 @@ good; everything it goes through is what a real one goes through.
 import argparse
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,9 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.codecs.focalcodec import FocalCodec
 from recipes.common.files import read_json, write_json
+from recipes.common.fingerprint import weights_hash
 from recipes.common.plots import plot_losses, read_steps
-from recipes.common.run_folder import git_state
+from recipes.common.run_folder import git_state, read_description
 from recipes.corpora import synthetic, twins
 from recipes.export import export
 
@@ -120,7 +123,12 @@ def training_commands(output: Path, corpus: Path, steps: dict[str, int]) -> dict
 
 
 def evaluate(output: Path, corpus: Path) -> None:
-    """Run every evaluation, two at a time."""
+    """Run every evaluation, two at a time; those of a codec that was trained on since begin anew."""
+    codec = weights_hash(FocalCodec(checkpoint=output / "codec"))
+    for folder in (output / "evaluation").glob("*/"):
+        description = read_description(folder)
+        if description is not None and description["codec"] != codec:
+            shutil.rmtree(folder)
     commands = {}
     for name, (task, dataset, twin) in EVALUATIONS.items():
         words = [
