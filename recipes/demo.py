@@ -123,7 +123,7 @@ def training_commands(output: Path, corpus: Path, steps: dict[str, int]) -> dict
 
 
 def evaluate(output: Path, corpus: Path) -> None:
-    """Run every evaluation, two at a time; those of a codec that was trained on since begin anew."""
+    """Run every evaluation, two at a time; those of a codec that has changed since begin anew."""
     codec = weights_hash(FocalCodec(checkpoint=output / "codec"))
     for folder in (output / "evaluation").glob("*/"):
         description = read_description(folder)
