@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.reporting import folder
+from recipes.reporting.groups import grouped, set_titles
 from recipes.reporting.listening_test import Written, write_listening_test
-from recipes.reporting.page import grouped, write_page
+from recipes.reporting.page import write_page
 from recipes.reporting.ratings import analyse, read_ratings
 from recipes.reporting.runs import Evaluation, FoundRuns, find_runs
 
@@ -72,7 +73,8 @@ def make_report(arguments: argparse.Namespace) -> list[str]:
     ratings = read_ratings(arguments.ratings) if arguments.ratings else None
     heard = listened_runs(found.evaluations, arguments.mushra_set) if arguments.mushra else []
     written = None
-    with folder.replacing(arguments.output) as partial:
+    num_runs = len(found.evaluations) + len(found.trainings)
+    with folder.replacing(arguments.output, num_runs=num_runs) as partial:
         if arguments.mushra:
             written = write_listening_test(
                 heard,
@@ -93,19 +95,20 @@ def make_report(arguments: argparse.Namespace) -> list[str]:
 def listened_runs(runs: Sequence[Evaluation], dataset: str | None) -> list[Evaluation]:
     """Choose the test set that a listening test is about: that of the name, or the only one.
 
+    A name is that of the test set, or its title in the report where several have one name.
+
     Raises
     ------
     ValueError : if there is none, or several and no name.
     """
     with_samples = [run for run in runs if run.samples()]
-    groups = {
-        key: members
-        for key, members in grouped(with_samples).items()
-        if dataset is None or key[1] == dataset
-    }
-    if dataset is not None and len(groups) > 1:  # of several tasks
-        groups = {key: members for key, members in groups.items() if key[0] == "resynthesis"}
-    names = ", ".join(sorted({str(key[1]) for key in grouped(with_samples)}))
+    groups = grouped(with_samples)
+    titles = set_titles(grouped(runs))
+    names = ", ".join(sorted({titles[key] for key in groups}))
+    if dataset is not None:
+        groups = {key: of for key, of in groups.items() if dataset in (key.name, titles[key])}
+    if dataset is not None and len({key.task for key in groups}) > 1:
+        groups = {key: members for key, members in groups.items() if key.task == "resynthesis"}
     if not groups:
         raise ValueError(
             f"no run with audio samples of test set {dataset}; there is: {names or 'none'}"

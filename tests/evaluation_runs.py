@@ -23,6 +23,7 @@ def write_evaluation(
     codec="FocalCodec@50",
     task="resynthesis",
     dataset="librispeech_test_clean",
+    data=None,
     quality=0.9,
     items=ITEMS,
     samples=True,
@@ -31,7 +32,10 @@ def write_evaluation(
     not_computed=None,
     **metrics,
 ) -> Path:
-    """Make a finished run; ``quality`` moves all scores, ``metrics`` replace what is recorded."""
+    """Make a finished run; ``quality`` moves all scores, ``metrics`` replace what is recorded.
+
+    ``data`` is what else ``dataset`` records: ``options``, ``seed``, ``hash``.
+    """
     folder.mkdir(parents=True)
     write_run_json(folder, command=f"python -m recipes.evaluate {task} --codec {codec}")
     rows = [
@@ -58,7 +62,7 @@ def write_evaluation(
     content = {
         "task": task,
         "codec": facts | CODECS.get(codec, CODECS["FocalCodec@50"]),
-        "dataset": {"name": dataset, "utterances": len(items), "hours": 0.01},
+        "dataset": {"name": dataset, "utterances": len(items), "hours": 0.01} | (data or {}),
         "scores": {
             name: score_of(rows, name)
             for name in ("ref_utmos", "hyp_utmos", "hyp_dwer", "hyp_sim", "hyp_stoi")

@@ -312,6 +312,26 @@ def test_ratings_need_runs_only_for_a_listening_test(tmp_path, capsys):
     assert "--mushra needs the run folders" in capsys.readouterr().err
 
 
+def test_codec_that_is_called_reference_is_another_condition(tmp_path):
+    rows = [
+        rating(condition="reference", kind="reference", value=100),
+        rating(condition="reference", value=20),
+    ]
+    found = read_ratings([write_csv(tmp_path / "r.csv", rows)])
+    summary = analyse(found, tmp_path)
+    means = {condition.name: condition.mos.mean for condition in summary.conditions}
+    assert means == {"reference (reference)": 100, "reference (codec)": 20}
+    assert summary.items == {"p": [100, 20]}
+    svg = (tmp_path / "figures/ratings.svg").read_text()
+    assert all(name in svg for name in means)
+
+
+@pytest.mark.parametrize("name", ["a\u2028b", "a\u0085b", "a\x0bb", 'a\nb, "c"', "a\r\nb"])
+def test_names_with_odd_line_ends_come_back(name, tmp_path):
+    path = write_csv(tmp_path / "r.csv", [rating(participant=name), rating(item="q")])
+    assert [found.participant for found in read_ratings([path])] == [name, "anna"]
+
+
 def test_file_that_a_spreadsheet_saved_can_be_read(tmp_path):
     path = write_csv(tmp_path / "r.csv", [rating()])
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())

@@ -10,7 +10,9 @@ from PIL import Image
 
 from recipes.common.bootstrap import paired_difference
 from recipes.common.paper_tables import published_tables
+from recipes.report import main
 from recipes.reporting.differences import difference_table
+from recipes.reporting.groups import grouped, set_titles
 from recipes.reporting.measures import MEASURES, measure_of
 from recipes.reporting.runs import find_runs, labels, read_evaluation
 from recipes.reporting.tables import score_table
@@ -18,6 +20,7 @@ from tests.evaluation_runs import (
     ITEMS,
     score_of,
     write_evaluation,
+    write_plain,
     write_runs,
     write_unfinished,
 )
@@ -109,6 +112,23 @@ def test_what_is_not_computed_says_so_and_why(page):
     assert row["Sim (%)"].text == "–", "nobody says that it should have been computed"
 
 
+def test_reason_stands_in_every_column_of_a_metric(tmp_path):
+    names = [f"hyp_dnsmos_{part}" for part in ("ovrl", "sig", "bak", "p808")]
+    scores = {name: {"mean": 3.0} for name in (*names, "hyp_dwer", "hyp_dcer")}
+    write_evaluation(tmp_path / "a", codec="a", scores=scores, samples=False)
+    reasons = {"dnsmos": "no package", "dwer": "no weights"}
+    write_evaluation(tmp_path / "b", codec="b", scores={}, not_computed=reasons, samples=False)
+    runs = [read_evaluation(tmp_path / name) for name in "ab"]
+    table = score_table(runs, title="set")
+    (row,) = [row for row in table.rows if row.codec == "b"]
+    shown_keys = {measure.key for measure in table.columns}
+    for key in (name.removeprefix("hyp_") for name in scores):
+        assert key in shown_keys and row.cells[key].text == "not computed", key
+    assert table.notes == ["DNSMOS: no package", "dWER (%): no weights"]
+    alone = {measure.key for measure in score_table(runs[1:], title="set").columns}
+    assert "dnsmos_ovrl" in alone and "dnsmos_sig" not in alone, "nobody has it"
+
+
 def test_paper_numbers_that_cannot_be_read_are_no_numbers(tmp_path):
     write_evaluation(tmp_path / "run", dataset="libri1mix")
     page = read_page(make(tmp_path / "out", tmp_path / "run"))
@@ -156,6 +176,8 @@ def test_paired_differences_are_over_shared_utterances_with_their_weights(page, 
     text = f"+{measure.text(100 * expected.difference)}"
     assert shown(row["dWER (%)"]) == (text, " to ".join(bounds))
     assert row["dWER (%)"].attributes["class"] == "apart"
+    share = row["dWER: first larger (%)"].attributes["data-value"]
+    assert float(share) == pytest.approx(100 * expected.share_positive)
     assert "3 utterances" in row["STOI"].text, "one has no STOI"
 
 
@@ -172,14 +194,13 @@ def test_difference_needs_a_score_that_both_runs_computed(tmp_path):
     for name in "ab":
         write_evaluation(tmp_path / name, codec=name, samples=False)
     run = read_evaluation(tmp_path / "a")
-    assert {m.key for m in difference_table([run, read_evaluation(tmp_path / "b")]).columns} == {
-        "utmos", "dwer", "sim", "stoi"
-    }  # fmt: skip
+    columns = difference_table([run, read_evaluation(tmp_path / "b")]).columns
+    assert [measure.key for measure in columns[::2]] == ["utmos", "dwer", "sim", "stoi"]
     content = metrics_of(tmp_path / "b")
     del content["scores"]["hyp_utmos"]
     (tmp_path / "b/metrics.json").write_text(json.dumps(content))
     columns = difference_table([run, read_evaluation(tmp_path / "b")]).columns
-    assert {measure.key for measure in columns} == {"dwer", "sim", "stoi"}
+    assert [measure.key for measure in columns[::2]] == ["dwer", "sim", "stoi"]
 
 
 def test_references_inputs_and_unquantized_features_have_rows_of_their_own(tmp_path):
@@ -188,7 +209,7 @@ def test_references_inputs_and_unquantized_features_have_rows_of_their_own(tmp_p
         scores = {"hyp_utmos": score, "rec_utmos": score, "input_utmos": score}
         scores["ref_utmos"] = {"mean": ref}
         write_evaluation(tmp_path / name, codec=name, scores=scores, samples=False)
-    table = score_table([read_evaluation(tmp_path / name) for name in "ab"])
+    table = score_table([read_evaluation(tmp_path / name) for name in "ab"], title="set")
     names = [row.name for row in table.rows if row.is_ours]
     assert names[:3] == ["Reference of a", "Reference of b", "Input"]
     assert names[3:] == ["a", "a, unquantized features", "b", "b, unquantized features"]
@@ -198,6 +219,71 @@ def test_a_score_that_is_no_number_is_none(tmp_path):
     scores = {"hyp_utmos": {"mean": None}, "hyp_sim": {"mean": float("nan")}, "hyp_stoi": 0.5}
     write_evaluation(tmp_path / "run", scores=scores)
     assert list(read_evaluation(tmp_path / "run").scores) == ["hyp_stoi"]
+
+
+# Test sets
+
+
+def noisy(folder, codec, level, hash, **data):
+    about = {"options": {"snrs_db": [level], "noise_folder": "/n"}, "seed": 0, "hash": hash}
+    return write_evaluation(folder, codec=codec, dataset="noisy", data=about | data)
+
+
+def test_test_sets_of_one_name_are_kept_apart_and_told_apart(tmp_path):
+    """The same utterances with other noise are another test set."""
+    for level, hash in ((0, "aa"), (10, "bb")):
+        for codec in ("x", "y"):
+            noisy(tmp_path / f"runs/{level}/{codec}", codec, level, hash)
+    page = read_page(make(tmp_path / "out", tmp_path / "runs"))
+    titles = [f"Speech resynthesis: noisy (snrs_db [{level}])" for level in (0, 10)]
+    assert [node.text for node in page.all("h2")][:2] == titles
+    for number in (1, 2):
+        names = [row["Codec"].text for row in rows_of(page, f"set-{number}-table")]
+        assert [name for name in names if name in ("xours", "yours")] == ["xours", "yours"]
+        (pair,) = rows_of(page, f"set-{number}-differences")
+        assert pair["First − second"].text == "x − y"
+    columns = [[cell.text for cell in next(t.all("thead")).all("th")]
+               for t in page.all("table", class_="samples")]  # fmt: skip
+    assert columns == [["Utterance", "Reference", "x", "y"]] * 2
+    assert not list(page.all("table", id="set-3-table"))
+
+
+@pytest.mark.parametrize(
+    ("data", "title"), [({"seed": 1}, "seed 0"), ({"options": {"snrs_db": [5]}}, "snrs_db [0]")]
+)
+def test_title_says_what_differs(data, title, tmp_path):
+    other = {"options": {"snrs_db": [0]}} | data
+    runs = [noisy(tmp_path / "a", "x", 0, "aa", options={"snrs_db": [0]})]
+    runs.append(noisy(tmp_path / "b", "x", 0, "bb", **other))
+    titles = set_titles(grouped([read_evaluation(run) for run in runs]))
+    assert next(iter(titles.values())) == f"noisy ({title})" and len(titles) == 2
+
+
+def test_test_sets_that_differ_in_their_files_alone_go_by_the_folder(tmp_path):
+    runs = [noisy(tmp_path / name, "x", 0, hash) for name, hash in (("a", "aa"), ("b", "bb"))]
+    titles = set_titles(grouped([read_evaluation(run) for run in runs]))
+    assert list(titles.values()) == ["noisy (a)", "noisy (b)"]
+
+
+def test_streaming_stands_beside_whole_utterances_of_the_same_manifest_alone(tmp_path):
+    for name, hash in (("same", "aa"), ("other", "bb")):
+        write_plain(tmp_path / name, settings={"from": name}, data={"hash": hash})
+    write_plain(
+        tmp_path / "s", task="streaming", settings={"chunk_size": 8000}, data={"hash": "aa"}
+    )
+    page = read_page(make(tmp_path / "out", tmp_path))
+    names = [row["Codec"].text for row in rows_of(page, "set-3-table")]
+    ours = [name for name in names if name.endswith("ours")]
+    assert len(ours) == 2 and any("from same" in name for name in ours)
+
+
+def test_listening_test_of_test_sets_of_one_name_goes_by_the_title(tmp_path, capsys):
+    for level, hash in ((0, "aa"), (10, "bb")):
+        noisy(tmp_path / f"runs/{level}", "x", level, hash)
+    words = [str(tmp_path / "runs"), "-o", str(tmp_path / "out"), "--mushra", "--mushra-set"]
+    assert main([*words, "noisy"]) == 1
+    assert "noisy (snrs_db [0]), noisy (snrs_db [10])" in capsys.readouterr().err
+    assert main([*words, "noisy (snrs_db [10])"]) == 0
 
 
 # Names
@@ -217,6 +303,28 @@ def test_runs_of_one_codec_are_told_apart_by_settings_or_folder(tmp_path):
     page = read_page(make(tmp_path / "out", tmp_path))
     ours = [r["Codec"].text for r in rows_of(page, "set-1-table") if "ours" in r["Codec"].text]
     assert {f"{name}ours" for name in names.values()} <= set(ours)
+
+
+def test_codecs_of_one_name_and_other_weights_have_rows_of_their_own(tmp_path):
+    for place, weights in enumerate(("one", "one", "two")):
+        write_plain(tmp_path / f"{place}", settings={"place": place})
+        content = metrics_of(tmp_path / f"{place}")
+        content["codec"]["model_id"] = weights
+        (tmp_path / f"{place}/metrics.json").write_text(json.dumps(content))
+    rows = rows_of(read_page(make(tmp_path / "out", tmp_path)), "codecs-table")
+    assert [row["Codec"].text for row in rows if row["Codec"].text.endswith("ours")] == [
+        "FocalCodec@50 (weights one)ours",
+        "FocalCodec@50 (weights two)ours",
+    ]
+
+
+def test_run_in_the_working_folder_has_a_name(tmp_path, monkeypatch):
+    run = write_plain(tmp_path / "my run")
+    for folder, word in ((run, "."), (run / "samples", "..")):
+        monkeypatch.chdir(folder)
+        page = read_page(make(tmp_path / "out", word))
+        sources = [row["Source"].text for row in rows_of(page, "set-1-table")]
+        assert "run my run" in sources and f"{run}" in page.text
 
 
 def test_hostile_names_stay_text(tmp_path):

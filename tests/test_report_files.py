@@ -1,6 +1,7 @@
 """Report: what it writes, audio and figures, and what it refuses to touch."""
 
 import shutil
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -8,9 +9,15 @@ import soundfile
 import torch
 from PIL import Image
 
-from recipes.common.plots import write_mels
+from recipes.common.plots import read_steps, write_mels
 from recipes.report import main
-from recipes.reporting.figures import Point, plot_bitrate, plot_code_usage, plot_curves
+from recipes.reporting.figures import (
+    Point,
+    plot_bitrate,
+    plot_code_usage,
+    plot_curves,
+    plot_ratings,
+)
 from recipes.reporting.folder import MARKER
 from recipes.reporting.runs import find_runs, read_evaluation
 from recipes.reporting.samples import shared_items, write_samples
@@ -88,17 +95,22 @@ def test_spectrograms_share_one_scale_bass_at_the_bottom(tmp_path):
     assert light[1].max() < light[0].max() - 20
 
 
-def test_figures_of_odd_content_can_be_drawn(tmp_path):
-    points = [Point("$x_1$", 0.5, 3.0, True), Point("b" * 60, 0.5, 3.0, True, 2.9, 3.1)]
+@pytest.mark.parametrize("name", ["$x_1$", "_hidden", r"a\alpha\$b$", "$", "x", "b" * 60])
+def test_figures_of_odd_content_can_be_drawn(name, tmp_path):
+    """Names are written as they are, neither as formulas nor left out."""
+    points = [Point(name, 0.5, 3.0, True), Point("other", 0.5, 3.0, True, 2.9, 3.1)]
     points += [Point(f"p{number}", 0.5, 3.0, False) for number in range(30)]
-    plot_bitrate("one bitrate", points, tmp_path / "a.svg", reference=3.0)
-    assert "$x_1$" in (tmp_path / "a.svg").read_text()
-    plot_code_usage({"none": [[0, 0]], "two books": [[1, 0], [3, 3]]}, tmp_path / "b.svg")
-    plot_curves(
-        [{"step": 1, "epoch": 1, "loss": 1.0}, {"step": 2, "other": 2.0}], tmp_path / "c.svg"
-    )
-    for name in "abc":
-        assert (tmp_path / f"{name}.svg").stat().st_size > 1000
+    draw = {
+        "bitrate": lambda path: plot_bitrate(name, points, path, reference=3.0),
+        "codes": lambda path: plot_code_usage({"y": [[0, 0]], name: [[1, 0], [3, 3]]}, path),
+        "curves": lambda path: plot_curves([{"step": 1, "z": 1.0}, {"step": 2, name: 2.0}], path),
+        "ratings": lambda path: plot_ratings({name: [1, 2], "w": [50]}, path),
+    }
+    for figure, drawn in draw.items():
+        path = tmp_path / f"{figure}.svg"
+        drawn(path)
+        texts = [node.text for node in ElementTree.parse(path).iter() if node.tag.endswith("text")]
+        assert texts.count(name) == (2 if figure == "bitrate" else 1), figure
 
 
 def test_training_runs_give_curves(decoder_run, tmp_path):
@@ -109,10 +121,39 @@ def test_training_runs_give_curves(decoder_run, tmp_path):
     assert "feature_matching" in text and "optimizer step" in text
 
 
-def test_training_that_logged_nothing_has_no_curve(tmp_path):
-    write_evaluation(tmp_path / "run")
-    (tmp_path / "training").mkdir()
-    (tmp_path / "training/steps.jsonl").write_text("")
+def write_training(folder, *lines):
+    folder.mkdir()
+    (folder / "steps.jsonl").write_bytes(b"".join(lines))
+
+
+STEP = b'{"step": 1, "epoch": 1, "loss": 2.5}\n'
+
+
+@pytest.mark.parametrize("cut", [b'{"step": 2, "epo', STEP[:-1]], ids=["in it", "at its end"])
+def test_line_that_is_being_written_is_left_out(cut, tmp_path):
+    write_training(tmp_path / "run", STEP, cut)
+    assert [entry["step"] for entry in read_steps(tmp_path / "run")] == [1]
+    assert "Training curves" in make(tmp_path / "out", tmp_path / "run").read_text()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"{\n", b"\xff\n", b"[]\n", b'{"loss": 1.0}\n'],
+    ids=["half", "no text", "list", "no step"],
+)
+def test_training_with_a_damaged_log_is_left_out_with_the_line(line, tmp_path):
+    write_plain(tmp_path / "run")
+    write_training(tmp_path / "training", STEP, line, STEP)
+    (box,) = read_page(make(tmp_path / "out", tmp_path)).all("div", id="left-out")
+    assert f"{tmp_path / 'training/steps.jsonl'}, line 2" in box.text
+
+
+@pytest.mark.parametrize(
+    "lines", [b"", b'{"step": 1, "epoch": 1}\n', b'{"step": 1, "note": "x"}\n']
+)
+def test_training_that_logged_no_term_has_no_curve(lines, tmp_path):
+    write_plain(tmp_path / "run")
+    write_training(tmp_path / "training", lines)
     assert "Training curves" not in make(tmp_path / "out", tmp_path).read_text()
 
 
@@ -169,6 +210,23 @@ def test_listening_test_stays_until_another_is_made(tmp_path):
     assert len(other) == len(test) and other.keys() & test.keys() == {"index.html"}
 
 
+def test_report_of_runs_is_not_replaced_by_one_of_ratings_alone(tmp_path, capsys):
+    run = write_plain(tmp_path / "run")
+    output = make(tmp_path / "out", run).parent
+    before = files_of(output)
+    ratings = tmp_path / "ratings.csv"
+    ratings.write_text(
+        "test,participant,item,condition,kind,bitrate,rating,order,position,seconds,time\n"
+        "t,anna,a,x,codec,650,80,1,1,9,2026\n"
+    )
+    error = fails(capsys, "--ratings", ratings, "-o", output)
+    assert "a report of 1 runs" in error and "name the runs too, or another -o" in error
+    assert files_of(output) == before
+    make(output, run, "--ratings", ratings)
+    alone = make(tmp_path / "alone", "--ratings", ratings).parent
+    make(alone, "--ratings", ratings)
+
+
 def test_failure_leaves_the_old_report_and_no_leftovers(tmp_path, capsys):
     run = write_plain(tmp_path / "run")
     output = make(tmp_path / "out/report", run).parent
@@ -194,8 +252,12 @@ def test_marker_that_points_outside_removes_nothing(tmp_path, capsys):
         ('{"task": "resynthesis", "codec": []}', "codec must be an object, got list"),
         ('{"task": "x", "codec": {"name": "c"}, "scores": {"s": {"mean": "high"}}}', "scores.s"),
         ('{"task": "x", "codec": {"name": "c"}, "failures": {}}', "failures must be a list"),
+        ('{"task": "x", "codec": {"name": "c"}, "failures": ["pesq"]}', "failures[0] must be"),
+        ('{"task": "x", "codec": {"name": "c"}, "failures": [{"id": "a"}]}', "got {'id': 'a'}"),
+        ('{"task": "x", "codec": {"name": "c"}, "dataset": {"hash": 7}}', "dataset.hash must be"),
+        ('{"task": "x", "codec": {"name": "c"}, "dataset": {"options": []}}', "options must be"),
     ],
-    ids=["half", "no name", "list", "text", "failures"],
+    ids="half|no name|list|text|failures|failure|no metric|hash|options".split("|"),
 )
 def test_damaged_metrics_are_named(content, message, tmp_path, capsys):
     run = write_plain(tmp_path / "run")
@@ -208,6 +270,24 @@ def test_utterances_without_ids_are_refused(tmp_path, capsys):
     run = write_plain(tmp_path / "run")
     (run / "utterances.csv").write_text("utterance,hyp_stoi\na,1\n")
     assert "utterances.csv has no column id" in fails(capsys, run, "-o", tmp_path / "out")
+
+
+@pytest.mark.parametrize("rest", ["", ",", ",0"], ids=["no column", "empty", "no words"])
+def test_score_without_its_weight_is_named(rest, tmp_path, capsys):
+    for name in ("a", "b"):
+        write_plain(tmp_path / name, scores={"hyp_dwer": {"mean": 0.1}})
+    column = ",hyp_dwer_words" if rest else ""
+    (tmp_path / "b/utterances.csv").write_text(f"id,hyp_dwer{column}\na,0.1{rest}\n")
+    error = fails(capsys, tmp_path, "-o", tmp_path / "out")
+    assert f"{tmp_path / 'b/utterances.csv'}: a has hyp_dwer but no hyp_dwer_words" in error
+
+
+@pytest.mark.parametrize("counts", ['["1", 2]', "[true]", "[-1]", "[0.5]", "[null]"])
+def test_counts_that_are_none_are_named(counts, tmp_path, capsys):
+    run = write_plain(tmp_path / "run")
+    (run / "code_counts.json").write_text(f'{{"counts": [{counts}]}}')
+    error = fails(capsys, run, "-o", tmp_path / "out")
+    assert f"{run / 'code_counts.json'}: counts[0] must hold whole numbers" in error
 
 
 def test_nothing_to_report_says_what_there_is(tmp_path, capsys):

@@ -20,7 +20,10 @@ class Pair(NamedTuple):
 
 
 class DifferenceTable(NamedTuple):
-    """All pairs of runs, and the measures that at least one pair shares utterances of."""
+    """All pairs of runs, and the measures that at least one pair shares utterances of.
+
+    After each measure stands the share of resamples in which the first is the larger one.
+    """
 
     columns: list[Measure]
     pairs: list[Pair]
@@ -37,16 +40,33 @@ def difference_table(runs: Sequence[Evaluation]) -> DifferenceTable:
             name for key in QUALITY if (name := f"hyp_{key}") in first.scores.keys() & second.scores
         ]
         found = row_differences(rows[first.folder], rows[second.folder], scores, weights=weights)
-        cells = {
-            name.removeprefix("hyp_"): _cell(name.removeprefix("hyp_"), difference)
-            for name, difference in found.items()
-        }
+        cells = {}
+        for name, difference in found.items():
+            measure = measure_of(name.removeprefix("hyp_"))
+            cells |= {measure.key: _cell(measure, difference)} | _share(measure, difference)
         pairs.append(Pair(names[first.folder], names[second.folder], cells))
-    return DifferenceTable(in_order({key for pair in pairs for key in pair.cells}), pairs)
+    shown = {key for pair in pairs for key in pair.cells}
+    columns = []
+    for measure in in_order(shown & set(QUALITY)):
+        share = _share_of(measure)
+        columns += [measure, share] if share.key in shown else [measure]
+    return DifferenceTable(columns, pairs)
 
 
-def _cell(key: str, found: Difference) -> Cell:
-    measure = measure_of(key)
+def _share_of(measure: Measure) -> Measure:
+    title, _, _ = measure.title.partition(" (")
+    return Measure(f"{measure.key}_share", f"{title}: first larger (%)", ".1f", 100)
+
+
+def _share(measure: Measure, found: Difference) -> dict[str, Cell]:
+    if found.share_positive is None:
+        return {}
+    share = _share_of(measure)
+    value = found.share_positive * share.scale
+    return {share.key: Cell(value, share.text(value))}
+
+
+def _cell(measure: Measure, found: Difference) -> Cell:
     value = found.difference * measure.scale
     number = f"{found.pairs} utterances"
     if found.low is None or found.high is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -39,7 +39,7 @@ def plot_bitrate(
     ours = list(dict.fromkeys(point.name for point in points if point.is_ours))
     with matplotlib.rc_context(STYLE):
         figure, panel = _one_panel(5.6, 3.6)
-        panel.set_title(title)
+        panel.set_title(plain(title))
         _bitrate_axis(panel, [point.bitrate for point in points])
         for point in points:
             _draw_point(panel, point, ours)
@@ -70,40 +70,46 @@ def plot_code_usage(counts: Mapping[str, Sequence[Sequence[int]]], path: Path) -
     """
     with matplotlib.rc_context(STYLE):
         figure, panel = _one_panel(7.4, 4)
+        lines = {}
         for place, (name, books) in enumerate(counts.items()):
             for number, book in enumerate(books):
                 sizes = np.sort(np.asarray(book, dtype=float))[::-1]
                 if not sizes.sum():
                     continue
                 used = sizes[sizes > 0]
-                panel.plot(
+                (line,) = panel.plot(
                     np.arange(1, len(used) + 1) / len(sizes),
                     used / sizes.sum() * len(sizes),
                     color=SERIES[place % len(SERIES)],
                     linestyle=("-", "--", ":", "-.")[place // len(SERIES) % 4],
                     alpha=1 if number == 0 else 0.45,
-                    label=name if number == 0 else None,
                     drawstyle="steps-post",
                 )
+                lines.setdefault(name, line)
         panel.axhline(1, color=MUTED, linewidth=1, linestyle="--")
         panel.set_yscale("log")
         panel.set_xlim(0, 1.02)
         panel.set_xlabel("rank of the code / codebook size")
         panel.set_ylabel("frequency / that of a uniform use")
-        panel.legend(loc="upper right")
+        panel.legend(list(lines.values()), [plain(name) for name in lines], loc="upper right")
         save(figure, path)
 
 
-def plot_curves(steps: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draw the logged terms of a training over optimizer steps, one panel a term.
+def curve_terms(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Terms of a training that have a number in some step."""
+    terms = dict.fromkeys(key for entry in steps for key in entry if _is_number(entry[key]))
+    return [term for term in terms if term not in ("step", "epoch")]
+
+
+def plot_curves(steps: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the `curve_terms` of a training over optimizer steps, one panel a term.
 
     Parameters
     ----------
-    steps : entries with ``step`` and terms; a term may be missing in some.
+    steps : entries with ``step`` and terms, of which there is one; a term may be missing in some.
     path : SVG to write.
     """
-    terms = list(dict.fromkeys(key for entry in steps for key in entry))
-    terms = [term for term in terms if term not in ("step", "epoch")]
+    terms = curve_terms(steps)
     with matplotlib.rc_context(STYLE):
         columns = min(4, len(terms))
         rows = -(-len(terms) // columns)
@@ -120,7 +126,7 @@ def plot_curves(steps: Sequence[Mapping[str, float]], path: Path) -> None:
         )
         for place, term in enumerate(terms):
             panel = figure.add_subplot(grid[place // columns, place % columns])
-            shown = [(e["step"], e[term]) for e in steps if isinstance(e.get(term), int | float)]
+            shown = [(e["step"], e[term]) for e in steps if _is_number(e.get(term))]
             thinned = shown[:: max(1, len(shown) // 1000)]
             panel.plot(*zip(*thinned, strict=True), color=SERIES[0], linewidth=1.1)
             panel.set_title(plain(term))
@@ -244,3 +250,7 @@ def _label_points(panel: Axes, points: Sequence[Point], ours: Sequence[str]) -> 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

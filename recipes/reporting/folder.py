@@ -1,8 +1,8 @@
 """The folder that a report is written to: replaced whole or not at all, and nothing but a report.
 
-A marker lists the files that were written. Only a folder with the marker is ever replaced, and only
-the files that it lists. The listening test is listed apart: it stays while people take it, until
-another one is made.
+A marker lists the files that were written, and counts the runs that they show. Only a folder with
+the marker is ever replaced, and only the files that it lists. The listening test is listed apart:
+it stays while people take it, until another one is made.
 """
 
 import os
@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from recipes.common.files import read_json, write_json
 
@@ -23,8 +24,10 @@ def check_output(output: Path, run_folders: Iterable[Path]) -> None:
 
     Raises
     ------
-    ValueError : if it lies in a run folder, or holds what no report has written.
+    ValueError : if it lies in a run folder, holds what no report has written, or holds a report of
+        runs where now there are none.
     """
+    run_folders = list(run_folders)
     for folder in run_folders:
         if output.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{output} lies in the run folder {folder}; write it elsewhere")
@@ -35,6 +38,11 @@ def check_output(output: Path, run_folders: Iterable[Path]) -> None:
             f"{output} holds files that no report has written (there is no {MARKER}); name another "
             "folder, or empty this one"
         )
+    if not run_folders and (shown := _marked(output).get("runs", 0)):
+        raise ValueError(
+            f"{output} holds a report of {shown} runs, which one of ratings alone would replace; "
+            "name the runs too, or another -o"
+        )
 
 
 def has_listening_test(output: Path) -> bool:
@@ -43,10 +51,11 @@ def has_listening_test(output: Path) -> bool:
 
 
 @contextmanager
-def replacing(output: Path) -> Iterator[Path]:
+def replacing(output: Path, *, num_runs: int) -> Iterator[Path]:
     """Give an empty folder to write into, which becomes ``output`` when all has gone well.
 
-    A listening test that is there stays unless a new one was written.
+    A listening test that is there stays unless a new one was written. The marker keeps
+    ``num_runs``, how many runs the report shows.
     """
     output = output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -54,12 +63,12 @@ def replacing(output: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        _install(partial, output)
+        _install(partial, output, num_runs)
     finally:
         shutil.rmtree(partial)
 
 
-def _install(partial: Path, output: Path) -> None:
+def _install(partial: Path, output: Path, num_runs: int) -> None:
     new: dict[str, list[str]] = {part: [] for part in _PARTS}
     for path in sorted(partial.rglob("*")):
         if path.is_file():
@@ -67,12 +76,13 @@ def _install(partial: Path, output: Path) -> None:
             new[LISTENING_TEST if name.parts[0] == LISTENING_TEST else "report"].append(str(name))
     output.mkdir(exist_ok=True)
     marker = output / MARKER
-    old = read_json(marker) if marker.is_file() else {}
+    old = _marked(output)
     old = {part: list(old.get(part, [])) for part in _PARTS}
     if not new[LISTENING_TEST]:
         new[LISTENING_TEST] = old[LISTENING_TEST]
     # Whatever happens between here and the last line, the marker lists all that is there.
-    write_json(marker, {part: sorted({*old[part], *new[part]}) for part in _PARTS})
+    both = {part: sorted({*old[part], *new[part]}) for part in _PARTS}
+    write_json(marker, {"runs": num_runs, **both})
     for part in _PARTS:
         for name in sorted(set(old[part]) - set(new[part])):
             _remove(output, name)
@@ -80,7 +90,12 @@ def _install(partial: Path, output: Path) -> None:
             if (partial / name).is_file():
                 (output / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(partial / name, output / name)
-    write_json(marker, new)
+    write_json(marker, {"runs": num_runs, **new})
+
+
+def _marked(output: Path) -> dict[str, Any]:
+    marker = output / MARKER
+    return read_json(marker) if marker.is_file() else {}
 
 
 def _remove(output: Path, name: str) -> None:

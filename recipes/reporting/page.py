@@ -8,17 +8,18 @@ import jinja2
 
 from recipes.common.files import write_text
 from recipes.common.paper_tables import published_tables, tables_beside
-from recipes.common.plots import read_steps
 from recipes.reporting.differences import DifferenceTable, difference_table
 from recipes.reporting.figures import (
     Point,
+    curve_terms,
     plot_bitrate,
     plot_code_usage,
     plot_curves,
 )
+from recipes.reporting.groups import TASKS, grouped, set_titles
 from recipes.reporting.measures import QUALITY, measure_of
 from recipes.reporting.ratings import RatingSummary
-from recipes.reporting.runs import Evaluation, FoundRuns, labels
+from recipes.reporting.runs import Evaluation, FoundRuns, Training, labels
 from recipes.reporting.samples import Samples, write_samples
 from recipes.reporting.tables import (
     REFERENCE,
@@ -30,19 +31,17 @@ from recipes.reporting.tables import (
 )
 
 ASSETS = Path(__file__).parent / "assets"
-TASKS = {
-    "resynthesis": "Speech resynthesis",
-    "voice_conversion": "Voice conversion",
-    "streaming": "Streaming",
-}
 
 
 class Group(NamedTuple):
-    """Runs of one task on one test set, as shown; figures are paths in the report, or None."""
+    """Runs of one task on one test set, as shown; figures are paths in the report, or None.
+
+    ``title`` is the name of the test set, with what tells it from others of that name.
+    """
 
     id: str
     task: str
-    dataset: str
+    title: str
     runs: list[Evaluation]
     names: dict[Path, str]
     size: str
@@ -51,25 +50,6 @@ class Group(NamedTuple):
     bitrate_figures: list[tuple[str, str]]
     usage_figure: str | None
     samples: Samples | None
-
-
-def grouped(runs: Sequence[Evaluation]) -> dict[tuple[str, str | None], list[Evaluation]]:
-    """Sort runs by task and test set, in the order of `TASKS`; speed has none and is left out."""
-    groups: dict[tuple[str, str | None], list[Evaluation]] = {}
-    tasks = list(TASKS)
-    order = sorted(
-        runs,
-        key=lambda run: (
-            tasks.index(run.task) if run.task in tasks else len(tasks),
-            run.task,
-            run.dataset_name or "",
-            str(run.folder),
-        ),
-    )
-    for run in order:
-        if run.task != "speed":
-            groups.setdefault((run.task, run.dataset_name), []).append(run)
-    return groups
 
 
 def write_page(
@@ -92,9 +72,11 @@ def write_page(
     """
     (output / "figures").mkdir(parents=True, exist_ok=True)
     runs = found.evaluations
+    sets = grouped(runs)
+    titles = set_titles(sets)
     groups = [
-        _group(number, members, runs, output, num_items)
-        for number, members in enumerate(grouped(runs).values(), 1)
+        _group(number, members, runs, titles[test_set], output, num_items)
+        for number, (test_set, members) in enumerate(sets.items(), 1)
     ]
     shown = [table for run in runs for table in tables_beside(run.task, run.dataset_name)]
     others = [t for t in published_tables() if t not in shown and t.task != "speed"]
@@ -107,6 +89,7 @@ def write_page(
         "run_ids": {run.folder: f"run-{number}" for number, run in enumerate(runs, 1)},
         "run_names": {folder: name for group in groups for folder, name in group.names.items()}
         | labels([run for run in runs if run.task == "speed"]),
+        "titles": titles,
         "others": [paper_table(table) for table in others],
         "ratings": ratings,
         "has_listening_test": has_listening_test,
@@ -135,22 +118,20 @@ def _group(
     number: int,
     members: list[Evaluation],
     runs: Sequence[Evaluation],
+    title: str,
     output: Path,
     num_items: int,
 ) -> Group:
-    task, dataset = members[0].task, members[0].dataset_name
+    task = members[0].task
+    whole = members[0].test_set._replace(task="resynthesis")
     codecs = {run.codec_name for run in members if run.task == "streaming"}
-    offline = [
-        run
-        for run in runs
-        if (run.task, run.dataset_name) == ("resynthesis", dataset) and run.codec_name in codecs
-    ]
-    table = score_table([*members, *offline])
+    offline = [run for run in runs if run.test_set == whole and run.codec_name in codecs]
+    table = score_table([*members, *offline], title=title)
     names = labels([*members, *offline])  # those of the table
     return Group(
         id=f"set-{number}",
         task=task,
-        dataset=dataset or "no test set",
+        title=title,
         runs=members,
         names={run.folder: names[run.folder] for run in members},
         size=_size(members),
@@ -213,13 +194,12 @@ def _usage_figure(
     return name
 
 
-def _trainings(folders: Sequence[Path], output: Path) -> list[tuple[str, str]]:
+def _trainings(trainings: Sequence[Training], output: Path) -> list[tuple[str, str]]:
     """Name and figure of each training that has logged something."""
     curves = []
-    for number, folder in enumerate(folders, 1):
-        steps = read_steps(folder)
-        if steps:
+    for number, training in enumerate(trainings, 1):
+        if curve_terms(training.steps):
             name = f"figures/training-{number}.svg"
-            plot_curves(steps, output / name)
-            curves.append((str(folder), name))
+            plot_curves(training.steps, output / name)
+            curves.append((str(training.folder), name))
     return curves

@@ -7,6 +7,7 @@ References
 """
 
 import csv
+import io
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -47,7 +48,10 @@ class Rating(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """What the counted participants think of one condition; ``bitrate`` in kbit/s."""
+    """What the counted participants think of one condition; ``bitrate`` in kbit/s.
+
+    ``name`` says the kind where conditions of several kinds have one name.
+    """
 
     name: str
     kind: str
@@ -83,7 +87,7 @@ def read_ratings(paths: Iterable[Path]) -> list[Rating]:
     OSError : if a file cannot be read.
     """
     ratings: list[Rating] = []
-    places: dict[tuple[str, str, str], str] = {}
+    places: dict[tuple[str, ...], str] = {}
     tests: dict[str, Path] = {}
     for path in paths:
         for line, test, rating in _read_file(path):
@@ -93,7 +97,7 @@ def read_ratings(paths: Iterable[Path]) -> list[Rating]:
                     f"{path} is of test {test}, {first} of test {other}; analyse them apart"
                 )
             tests.setdefault(test, path)
-            key = rating[:3]
+            key = (rating.participant, rating.item, rating.condition, rating.kind)
             if key in places:
                 raise ValueError(
                     f"{path}, line {line}: participant {rating.participant} has rated "
@@ -143,25 +147,23 @@ def analyse(ratings: Sequence[Rating], output: Path) -> RatingSummary:
     ValueError : see `screened`.
     """
     kept, excluded = screened(ratings)
-    conditions = sorted(
-        (_condition(members) for members in _by_condition(kept).values()),
-        key=lambda one: (one.kind != REFERENCE, -one.mos.mean, one.name),
+    rated = _by_condition(kept)
+    found = {key: _condition(_shown_name(key, rated), members) for key, members in rated.items()}
+    order = sorted(
+        rated, key=lambda key: (key[1] != REFERENCE, -found[key].mos.mean, found[key].name)
     )
+    conditions = [found[key] for key in order]
     items: dict[str, list[float | None]] = {}
     for item in sorted({rating.item for rating in kept}):
         own = [rating for rating in kept if rating.item == item]
         items[item] = [
-            statistics.fmean(found)
-            if (found := [r.rating for r in own if (r.condition, r.kind) == (c.name, c.kind)])
+            statistics.fmean(values)
+            if (values := [r.rating for r in own if (r.condition, r.kind) == key])
             else None
-            for c in conditions
+            for key in order
         ]
     (output / "figures").mkdir(parents=True, exist_ok=True)
-    by_condition = _by_condition(kept)
-    boxes = {
-        condition.name: [r.rating for r in by_condition[condition.name, condition.kind]]
-        for condition in conditions
-    }
+    boxes = {found[key].name: [r.rating for r in rated[key]] for key in order}
     plot_ratings(boxes, output / "figures/ratings.svg")
     return RatingSummary(
         participants=len({rating.participant for rating in ratings}),
@@ -194,7 +196,12 @@ def _by_condition(ratings: Iterable[Rating]) -> dict[tuple[str, str], list[Ratin
     return found
 
 
-def _condition(ratings: Sequence[Rating]) -> Condition:
+def _shown_name(key: tuple[str, str], keys: Iterable[tuple[str, str]]) -> str:
+    name, kind = key
+    return f"{name} ({kind})" if sum(other == name for other, _ in keys) > 1 else name
+
+
+def _condition(name: str, ratings: Sequence[Rating]) -> Condition:
     by_participant: dict[str, list[float]] = {}
     for rating in ratings:
         by_participant.setdefault(rating.participant, []).append(rating.rating)
@@ -202,7 +209,7 @@ def _condition(ratings: Sequence[Rating]) -> Condition:
     weights = [len(own) for own in by_participant.values()]
     first = ratings[0]
     return Condition(
-        name=first.condition,
+        name=name,
         kind=first.kind,
         bitrate=None if first.bitrate is None else first.bitrate / 1000,
         mos=mean_interval(scores, weights=weights),
@@ -213,10 +220,10 @@ def _condition(ratings: Sequence[Rating]) -> Condition:
 
 def _read_file(path: Path) -> Iterable[tuple[int, str, Rating]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text: {error}") from error
-    reader = csv.DictReader(text.splitlines())
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
         raise ValueError(
             f"{path}, line 1: the columns {', '.join(missing)} are missing; give the file as the "

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipes.common.files import read_json
+from recipes.common.known_metrics import WEIGHTS
+from recipes.common.plots import read_steps
 from recipes.common.run_folder import read_description
 from recipes.common.run_origin import RunFiles, Start, starts_of
 
@@ -27,10 +29,19 @@ class Score(NamedTuple):
     utterances: int | None = None
 
 
+class EvaluatedSet(NamedTuple):
+    """A task on utterances: those of one name and, where runs recorded it, of one manifest."""
+
+    task: str
+    name: str | None
+    hash: str | None
+
+
 class Evaluation(NamedTuple):
     """What the folder of one evaluation says.
 
-    ``scores`` goes by full names (``hyp_utmos``) and holds finite means alone.
+    ``scores`` goes by full names (``hyp_utmos``) and holds finite means alone; ``failures`` have
+    ``id``, ``metric`` and ``reason``.
     """
 
     folder: Path
@@ -42,7 +53,7 @@ class Evaluation(NamedTuple):
     settings: dict[str, Any]
     models: dict[str, str]
     not_computed: dict[str, str]
-    failures: list[Any]
+    failures: list[dict[str, Any]]
     starts: list[Start]
 
     @property
@@ -55,6 +66,11 @@ class Evaluation(NamedTuple):
         """Name of the test set; None of a task without one."""
         name = self.dataset.get("name")
         return None if name is None else str(name)
+
+    @property
+    def test_set(self) -> EvaluatedSet:
+        """What it was evaluated on: equal for runs whose utterances may be paired."""
+        return EvaluatedSet(self.task, self.dataset_name, self.dataset.get("hash"))
 
     def samples(self) -> dict[str, dict[str, Path]]:
         """Audio files by utterance id, then by kind (of `AUDIO`), in the order of ids."""
@@ -72,7 +88,8 @@ class Evaluation(NamedTuple):
 
         Raises
         ------
-        ValueError : if the file has no ids.
+        ValueError : if the file has no ids, or a score without the weight of its mean; names the
+            column.
         """
         path = self.folder / "utterances.csv"
         if not path.is_file():
@@ -81,7 +98,10 @@ class Evaluation(NamedTuple):
             table = csv.DictReader(file)
             if "id" not in (table.fieldnames or ()):
                 raise ValueError(f"{path} has no column id")
-            return [{**_numbers(row), "id": row["id"]} for row in table]
+            rows = [{**_numbers(row), "id": row["id"]} for row in table]
+        for row in rows:
+            _check_weights(row, path)
+        return rows
 
     def code_counts(self) -> list[list[int]] | None:
         """How often each code was used, by codebook; None if the run did not count.
@@ -96,30 +116,45 @@ class Evaluation(NamedTuple):
         counts = read_json(path).get("counts")
         if not isinstance(counts, list) or not all(isinstance(book, list) for book in counts):
             raise ValueError(f"{path}: counts must be a list of lists, one a codebook")
+        for number, book in enumerate(counts):
+            for count in book:
+                if type(count) is not int or count < 0:
+                    raise ValueError(
+                        f"{path}: counts[{number}] must hold whole numbers from 0, got {count!r}"
+                    )
         return counts
 
 
+class Training(NamedTuple):
+    """Folder of a training and the entries of its ``steps.jsonl``."""
+
+    folder: Path
+    steps: list[dict[str, Any]]
+
+
 class FoundRuns(NamedTuple):
-    """Evaluations, folders of trainings, and what was left out: folder and reason."""
+    """Evaluations, trainings, and what was left out: folder and reason."""
 
     evaluations: list[Evaluation]
-    trainings: list[Path]
+    trainings: list[Training]
     left_out: list[tuple[Path, str]]
 
     @property
     def folders(self) -> list[Path]:
         """All folders that belong to runs."""
-        evaluated = [run.folder for run in self.evaluations]
-        return [*evaluated, *self.trainings, *(folder for folder, _ in self.left_out)]
+        used = [run.folder for run in (*self.evaluations, *self.trainings)]
+        return [*used, *(folder for folder, _ in self.left_out)]
 
 
 def find_runs(paths: Iterable[Path]) -> FoundRuns:
     """Search folders for runs, at any depth; each counts once.
 
+    A training whose log is damaged is left out; an evaluation is not, for its numbers are missed.
+
     Raises
     ------
     FileNotFoundError : if a path is no folder.
-    ValueError : if there is no run in any of them, or a file of one is damaged.
+    ValueError : if there is no run in any of them, or a file of an evaluation is damaged.
     """
     paths = list(paths)
     folders: dict[Path, Path] = {}
@@ -127,7 +162,8 @@ def find_runs(paths: Iterable[Path]) -> FoundRuns:
         if not path.is_dir():
             raise FileNotFoundError(f"{path} is not a folder; name a run folder or one above it")
         for folder in _run_folders(path):
-            folders.setdefault(folder.resolve(), folder)
+            resolved = folder.resolve()
+            folders.setdefault(resolved, resolved if folder.name in ("", "..") else folder)
     found = FoundRuns([], [], [])
     for folder in folders.values():
         _sort_in(folder, found)
@@ -157,9 +193,6 @@ def read_evaluation(folder: Path) -> Evaluation:
         for name, entry in _mapping(content, "scores", path).items()
         if (score := _score(entry, f"{path}: scores.{name}")) is not None
     }
-    failures = content.get("failures", [])
-    if not isinstance(failures, list):
-        raise ValueError(f"{path}: failures must be a list, got {type(failures).__name__}")
     description = read_description(folder)
     if description is not None and not description.get("starts"):
         raise ValueError(f"{folder / 'run.json'} has no key starts")
@@ -167,13 +200,13 @@ def read_evaluation(folder: Path) -> Evaluation:
         folder=folder,
         task=str(content["task"]),
         codec=codec,
-        dataset=_mapping(content, "dataset", path),
+        dataset=_dataset(content, path),
         scores=scores,
         code_usage=_mapping(content, "code_usage", path),
         settings=_mapping(content, "settings", path),
         models=_mapping(content, "models", path),
         not_computed=_mapping(content, "not_computed", path),
-        failures=failures,
+        failures=_failures(content, path),
         starts=starts_of(RunFiles(folder, {}, description), "evaluation"),
     )
 
@@ -183,19 +216,30 @@ def labels(runs: Iterable[Evaluation]) -> dict[Path, str]:
 
     That is what their settings differ in, and where they do not the folder's name.
     """
-    named: dict[str, list[Evaluation]] = {}
-    for run in runs:
-        named.setdefault(run.codec_name, []).append(run)
+    return told_apart(
+        (run.folder, run.codec_name, run.settings | {"weights": str(run.codec.get("model_id"))})
+        for run in runs
+    )
+
+
+def told_apart(things: Iterable[tuple[Path, str, dict[str, Any]]]) -> dict[Path, str]:
+    """Names by folder, with what tells namesakes apart: where they differ, else the folder.
+
+    Parameters
+    ----------
+    things : folder, name, and what may differ between namesakes.
+    """
+    named: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+    for folder, name, about in things:
+        named.setdefault(name, []).append((folder, about))
     found = {}
     for name, members in named.items():
-        differing = _differing([run.settings | {"weights": _weights(run)} for run in members])
-        own = {run.folder: differing[i] for i, run in enumerate(members)}
-        texts = list(own.values())
-        for run in members:
-            text = own[run.folder]
+        folders = [folder for folder, _ in members]
+        texts = _differing([about for _, about in members])
+        for folder, text in zip(folders, texts, strict=True):
             if texts.count(text) > 1:
-                text = ", ".join(filter(None, (text, _shortest(run.folder, members))))
-            found[run.folder] = f"{name} ({text})" if text else name
+                text = ", ".join(filter(None, (text, _shortest(folder, folders))))
+            found[folder] = f"{name} ({text})" if text else name
     return found
 
 
@@ -204,7 +248,10 @@ def _sort_in(folder: Path, found: FoundRuns) -> None:
     if metrics.is_file() and "task" in read_json(metrics):
         found.evaluations.append(read_evaluation(folder))
     elif (folder / "steps.jsonl").is_file():
-        found.trainings.append(folder)
+        try:
+            found.trainings.append(Training(folder, read_steps(folder)))
+        except ValueError as error:
+            found.left_out.append((folder, str(error)))
     elif not metrics.is_file():
         found.left_out.append((folder, "it has no metrics.json: the run has not ended"))
     else:
@@ -232,6 +279,37 @@ def _mapping(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]
     if not isinstance(value, dict):
         raise ValueError(f"{path}: {key} must be an object, got {type(value).__name__}")
     return value
+
+
+def _dataset(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    dataset = _mapping(content, "dataset", path)
+    _mapping(dataset, "options", path)
+    found = dataset.get("hash")
+    if found is not None and not isinstance(found, str):
+        raise ValueError(f"{path}: dataset.hash must be text, got {found!r}")
+    return dataset
+
+
+def _failures(content: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    failures = content.get("failures", [])
+    if not isinstance(failures, list):
+        raise ValueError(f"{path}: failures must be a list, got {type(failures).__name__}")
+    for number, failure in enumerate(failures):
+        if not isinstance(failure, dict) or not {"id", "metric", "reason"} <= failure.keys():
+            raise ValueError(
+                f"{path}: failures[{number}] must be an object with id, metric and reason, got "
+                f"{failure!r}"
+            )
+    return failures
+
+
+def _check_weights(row: Mapping[str, Any], path: Path) -> None:
+    for score, weight in WEIGHTS.items():
+        if f"hyp_{score}" in row and not row.get(f"hyp_{weight}", 0) > 0:
+            raise ValueError(
+                f"{path}: {row['id']} has hyp_{score} but no hyp_{weight} above 0, by which its "
+                f"mean is weighted; add the column or remove hyp_{score}"
+            )
 
 
 def _score(entry: Any, place: str) -> Score | None:
@@ -266,14 +344,10 @@ def _numbers(row: Mapping[str, str | None]) -> dict[str, float]:
     return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
-def _weights(run: Evaluation) -> str:
-    return str(run.codec.get("model_id"))
-
-
-def _shortest(folder: Path, members: list[Evaluation]) -> str:
-    """Fewest last parts of a folder's path that no other member shares."""
+def _shortest(folder: Path, folders: list[Path]) -> str:
+    """Fewest last parts of a folder's path that no other shares."""
     parts = folder.resolve().parts
-    others = [run.folder.resolve().parts for run in members if run.folder != folder]
+    others = [other.resolve().parts for other in folders if other != folder]
     for number in range(1, len(parts)):
         if all(other[-number:] != parts[-number:] for other in others):
             return "/".join(parts[-number:])

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recipes.common.known_metrics import WEIGHTS
+from recipes.common.known_metrics import METRICS, WEIGHTS
 from recipes.common.paper_tables import (
     FACTS,
     REFERENCE,
@@ -23,7 +23,8 @@ from recipes.reporting.runs import Evaluation, Score, labels
 NOT_COMPUTED = "not computed"
 INPUT = "Input"  # what a codec is given, where that is not the reference
 _WEIGHT_KEYS = set(WEIGHTS.values())
-_FIRST_SCORES = {"dnsmos": "dnsmos_ovrl"}  # the column to say so in where a metric has several
+# A metric of several scores that no run has computed has a column of the first alone.
+_FURTHER_SCORES = {score for metric in METRICS.values() for score in metric.scores[1:]}
 _LAST = len(published_order())
 
 
@@ -74,13 +75,13 @@ class ScoreTable(NamedTuple):
     notes: list[str]
 
 
-def score_table(runs: Sequence[Evaluation]) -> ScoreTable:
+def score_table(runs: Sequence[Evaluation], *, title: str) -> ScoreTable:
     """Table of runs of one task on one test set, with the published rows of the same.
 
     The first run's task is the table's; runs of whole utterances may stand beside streaming ones.
     """
-    task, dataset = runs[0].task, runs[0].dataset_name
-    published = tables_beside(task, dataset)
+    task = runs[0].task
+    published = tables_beside(task, runs[0].dataset_name)
     names = labels(runs)
     with_chunks = task == "streaming"
     rows = [
@@ -88,30 +89,23 @@ def score_table(runs: Sequence[Evaluation]) -> ScoreTable:
     ]
     rows += _commons(runs, names, "ref_", REFERENCE) + _commons(runs, names, "input_", INPUT)
     rows += _published_rows(published)
-    shown = {key for row in rows for key in row.cells} - (set(FACTS) - {"bitrate"})
-    title = dataset or "no test set"
+    shown = _shown(rows) - (set(FACTS) - {"bitrate"})
     return _finished(title, in_order(shown), rows, published)
 
 
 def facts_table(runs: Iterable[Evaluation]) -> ScoreTable:
     """Say what every codec is and costs: Table 1's columns, and speed where it was measured."""
-    rows, seen = [], set()
-    runs = list(runs)
-    measured = [run for run in runs if run.task == "speed"]
-    names = labels(measured)
-    for run in [*measured, *(run for run in runs if run.task != "speed")]:
-        identity = (run.codec_name, run.codec.get("model_id"))
-        if run.task != "speed" and identity in seen:
-            continue
-        seen.add(identity)
+    rows = []
+    described = _one_a_codec(list(runs))
+    names = labels(described)
+    for run in described:
         cells = _fact_cells(run)
         if run.task == "speed":
             cells |= _score_cells(_prefixed(run, ""), run) | _reasons(run)
-        rows.append(Row(names.get(run.folder, run.codec_name), run.folder, cells, run.codec_name))
+        rows.append(Row(names[run.folder], run.folder, cells, run.codec_name))
     published = [table for table in published_tables() if table.has_facts]
     rows += _published_facts(published)
-    shown = {key for row in rows for key in row.cells}
-    return _finished("Compared codecs", in_order(shown), rows, published)
+    return _finished("Compared codecs", in_order(_shown(rows)), rows, published)
 
 
 def paper_table(table: PublishedTable) -> ScoreTable:
@@ -124,6 +118,23 @@ def bitrate_of(row: Row) -> float | None:
     """Bitrate of a row's codec in kbit/s, as it or its source says."""
     cell = row.cells.get("bitrate")
     return cell.value if cell is not None else None
+
+
+def _one_a_codec(runs: Sequence[Evaluation]) -> list[Evaluation]:
+    """All measurements of speed, and one other run of each codec that has none.
+
+    Settings are kept only where they tell measurements of one codec apart.
+    """
+    found: dict[tuple[str, ...], list[Evaluation]] = {}
+    for run in sorted(runs, key=lambda run: run.task != "speed"):
+        identity = tuple(str(run.codec.get(key)) for key in ("name", "model_id", *FACTS))
+        if run.task == "speed" or identity not in found:
+            found.setdefault(identity, []).append(run)
+    return [
+        run if len(members) > 1 else run._replace(settings={})
+        for members in found.values()
+        for run in members
+    ]
 
 
 def _run_rows(run: Evaluation, name: str, *, with_chunks: bool) -> list[Row]:
@@ -247,16 +258,28 @@ def _reasons(run: Evaluation) -> dict[str, Cell]:
     """Cells that say why a metric has no value; a value replaces them."""
     cells = {}
     for metric, reason in run.not_computed.items():
-        key = _FIRST_SCORES.get(metric, metric)
-        cells[key] = Cell(None, NOT_COMPUTED, note=f"{measure_of(key).title}: {reason}")
+        scores = METRICS[metric].scores if metric in METRICS else (metric,)
+        cell = Cell(None, NOT_COMPUTED, note=f"{measure_of(scores[0]).title}: {reason}")
+        cells |= dict.fromkeys(scores, cell)
     return cells
+
+
+def _shown(rows: Iterable[Row]) -> set[str]:
+    """Keys of the columns that rows need."""
+    return {
+        key
+        for row in rows
+        for key, cell in row.cells.items()
+        if cell.text != NOT_COMPUTED or key not in _FURTHER_SCORES
+    }
 
 
 def _finished(
     title: str, columns: list[Measure], rows: list[Row], published: Sequence[PublishedTable]
 ) -> ScoreTable:
     rows = sorted(rows, key=_place)
-    notes = dict.fromkeys(cell.note for row in rows for cell in row.cells.values() if cell.note)
+    cells = [row.cells[key] for row in rows for key, *_ in columns if key in row.cells]
+    notes = dict.fromkeys(cell.note for cell in cells if cell.note)
     sources = [f"{table.source}{f' ({table.note})' if table.note else ''}" for table in published]
     return ScoreTable(title, columns, rows, list(dict.fromkeys(sources)), list(notes))
 

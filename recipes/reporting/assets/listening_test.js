@@ -32,10 +32,25 @@ function newState(participant) {
   return { participant, step: 0, trials, slots, answers: {} };
 }
 
-let state = storage((store) => JSON.parse(store.getItem(storageName) ?? "null"));
+function stored() {
+  return storage((store) => JSON.parse(store.getItem(storageName) ?? "null"));
+}
 
+let state = stored();
+
+// A stamp tells what this tab has read or saved last from what another tab has saved since.
 function save() {
+  const last = stored();
+  if (last && last.stamp !== state.stamp) return goOnFrom(last);
+  state.stamp = crypto.getRandomValues(new Uint32Array(2)).join("-");
   storage((store) => store.setItem(storageName, JSON.stringify(state)));
+}
+
+function goOnFrom(other) {
+  deck?.pause();
+  deck = null;
+  state = other;
+  openPage();
 }
 
 function currentTrial() {
@@ -360,10 +375,10 @@ byId("seek").addEventListener("input", (event) => {
   else deck.offset = at;
 });
 byId("from").addEventListener("click", () => {
-  if (deck) deck.change({ region: [Math.min(deck.position, deck.region[1] - 0.2), deck.region[1]] });
+  if (deck) deck.change({ region: [Math.max(0, Math.min(deck.position, deck.region[1] - 0.2)), deck.region[1]] });
 });
 byId("to").addEventListener("click", () => {
-  if (deck) deck.change({ region: [deck.region[0], Math.max(deck.position, deck.region[0] + 0.2)] });
+  if (deck) deck.change({ region: [deck.region[0], Math.min(deck.duration, Math.max(deck.position, deck.region[0] + 0.2))] });
 });
 byId("whole").addEventListener("click", () => deck?.change({ region: [0, deck.duration] }));
 byId("next").addEventListener("click", next);
@@ -391,7 +406,15 @@ document.addEventListener("keydown", (event) => {
     if (name) listen(name);
   }
 });
-window.addEventListener("pagehide", () => state && save());
+window.addEventListener("pagehide", () => {
+  if (state && stored()?.stamp === state.stamp) save();
+});
+for (const [target, name] of [[window, "focus"], [document, "visibilitychange"]]) {
+  target.addEventListener(name, () => {
+    const last = stored();
+    if (!document.hidden && last && last.stamp !== state?.stamp) goOnFrom(last);
+  });
+}
 setInterval(tick, 100);
 storage((store) => store.getItem(storageName));
 openPage();
