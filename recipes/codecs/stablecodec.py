@@ -25,6 +25,7 @@ _INSTALL = (
     "pip install --no-deps stable-codec==0.1.2 stable-audio-tools==0.0.17 && "
     "pip install alias-free-torch einops einops-exts k-diffusion pytorch-lightning prefigure wandb"
 )
+_WEIGHTS = ("model.safetensors", "model.ckpt")
 _BOTTLENECKS = {1: "1x46656_400bps", 2: "2x15625_700bps", 4: "4x729_1000bps"}  # by codebooks
 
 
@@ -59,7 +60,7 @@ class StableCodec(Codec):
         package = import_package("stable_codec", install=_INSTALL)
         # Imported when a model is made, with packages of its own.
         import_package("stable_audio_tools.models.autoencoders", install=_INSTALL)
-        config, weights = _find_files(checkpoint)
+        config, weights = find_files(checkpoint, ["model_config.json", _WEIGHTS])
         self.model = package.StableCodec(model_config_path=str(config))
         self.model.model.load_state_dict(_read(weights))
         self.model.set_posthoc_bottleneck(_BOTTLENECKS[num_codebooks])
@@ -94,13 +95,6 @@ class StableCodec(Codec):
         """(K, codebook_size, 6) values of every token; the decoder takes their sum."""
         toks = torch.arange(self.codebook_size, device=self.device)[:, None]
         return torch.stack([q.indices_to_codes(toks) for q in self.model.residual_fsq.quantizers])
-
-
-def _find_files(checkpoint: str | PathLike[str]) -> list[Path]:
-    try:
-        return find_files(checkpoint, ["model_config.json", "model.safetensors"])
-    except FileNotFoundError:
-        return find_files(checkpoint, ["model_config.json", "model.ckpt"])
 
 
 def _read(weights: Path) -> dict[str, Tensor]:
