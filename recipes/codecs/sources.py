@@ -72,42 +72,6 @@ def find_files(
     return files
 
 
-def load_transformers(model: str, checkpoint: str | PathLike[str]) -> torch.nn.Module:
-    """Load a codec of transformers in float32 from safetensors, frozen and in evaluation mode.
-
-    Parameters
-    ----------
-    model : name of its class, such as ``EncodecModel``.
-    checkpoint : local folder or hub id.
-
-    Raises
-    ------
-    FileNotFoundError : see `find_files`.
-    ValueError : if the files are of another model or damaged; weights that a checkpoint lacks are
-        refused, where transformers would make them up.
-    """
-    transformers = import_package("transformers", install="pip install 'transformers>=5.17,<6'")
-    config = find_files(checkpoint, ["config.json", "model.safetensors"])[0]
-    try:
-        loaded, report = getattr(transformers, model).from_pretrained(
-            config.parent,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers passes on whatever its readers raise
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{checkpoint} is no checkpoint of {model}: {reason}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{checkpoint} is no checkpoint of {model}: {len(missing)} weights are missing, "
-            f"such as {missing[0]}"
-        )
-    return loaded.eval().requires_grad_(False)
-
-
 def load_tensors(path: Path) -> dict[str, Any]:
     """Read a PyTorch file that may hold tensors and plain values only: no pickled code is run.
 
