@@ -15,7 +15,8 @@ from recipes.codecs.chunked import Chunked
 from recipes.codecs.codec import Codec
 from recipes.codecs.conversion import convert
 from recipes.codecs.speechtokenizer import SpeechTokenizer
-from recipes.codecs.stablecodec import StableCodec
+from recipes.codecs.stablecodec import StableCodec, check_attention
+from recipes.common.scoring import MissingPackageError
 from tests.tiny_codecs import noise
 
 # The packages use what PyTorch has deprecated.
@@ -201,5 +202,21 @@ def test_stablecodec_equals_its_package(num_codebooks, size, tmp_path):
 
 @needs_stablecodec
 def test_stablecodec_does_not_run_without_its_attention_windows(tmp_path):
-    with pytest.raises(RuntimeError, match="windows of .*FlashAttention on a GPU only"):
+    with pytest.raises(MissingPackageError, match="windows of .*FlashAttention on a GPU only"):
         stablecodec(tmp_path, window=(7, 8))
+
+
+class Attention(torch.nn.Module):
+    """What the package says of one attention."""
+
+    def __init__(self, sliding_window, *, use_fa_flash):
+        super().__init__()
+        self.sliding_window, self.use_fa_flash = sliding_window, use_fa_flash
+
+
+def test_attention_windows_without_flash_attention_are_a_missing_package():
+    whole = Attention((-1, -1), use_fa_flash=False)
+    check_attention(torch.nn.Sequential(whole, Attention((7, 8), use_fa_flash=True)), name="codec")
+    windows = torch.nn.Sequential(whole, Attention([7, 8], use_fa_flash=False))
+    with pytest.raises(MissingPackageError, match="^codec attends .*; pip install flash-attn --no"):
+        check_attention(windows, name="codec")

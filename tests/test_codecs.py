@@ -334,7 +334,7 @@ def test_every_codec_of_the_paper_has_a_block():
     names = [load_hyperpyyaml(f"codec: !include:{path}\n")["codec"].keywords for path in BLOCKS]
     assert {block["name"] for block in names} == {
         *("EnCodec", "DAC", "SpeechTokenizer", "SemantiCodec", "Mimi", "WavTokenizer", "BigCodec"),
-        *("Stable Codec", "FocalCodec@50", "FocalCodec@25", "FocalCodec@12.5", None),
+        *("Stable Codec", "FocalCodec@50", "FocalCodec@25", "FocalCodec@12.5", "WavLM6-KM", None),
     }
 
 

@@ -3,6 +3,12 @@
 A single codebook: k nearest neighbours in the features in front of the decoder (Baas et al., 2023,
 arXiv:2305.18975). Several codebooks: the first, which shall hold the content, from the source, the
 others from the reference (Zhang et al., 2024, arXiv:2308.16692).
+
+Other than in the author's release (lucadellalib/audiocodecs, downstream/test_vc.py), features are
+those that the decoder sees, where the release matches BigCodec with its encoder's raw output; and
+what is converted keeps the source's length, where the release cuts it, or repeats its last sample,
+to the target's before it is scored. A short reference is repeated from its start, where the release
+pads it circularly on both sides; the paper says "truncated or circularly padded as needed".
 """
 
 import torch

@@ -3,17 +3,14 @@
 Interface read from and run with transformers 5.23, ``models/dac/modeling_dac.py``.
 """
 
-from os import PathLike
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recipes.codecs.codec import Codec
-from recipes.codecs.sources import check_num_codebooks, load_transformers, model_id
+from recipes.codecs.transformers_codec import TransformersCodec
 
 
-class DAC(Codec):
+class DAC(TransformersCodec):
     """Residual codebooks of few dimensions over a convolutional autoencoder.
 
     Parameters
@@ -28,18 +25,10 @@ class DAC(Codec):
     ValueError : if the checkpoint is of another model or has fewer codebooks.
     """
 
-    def __init__(
-        self, *, checkpoint: str | PathLike[str], num_codebooks: int, name: str = "DAC"
-    ) -> None:
-        super().__init__()
-        self.model = load_transformers("DacModel", checkpoint)
-        config = self.model.config
-        choices = range(1, config.n_codebooks + 1)
-        check_num_codebooks(num_codebooks, choices=choices, name=name)
-        self.name, self.model_id = name, model_id(checkpoint)
-        self.sample_rate = self.sample_rate_output = config.sampling_rate
-        self.token_rate = config.sampling_rate / config.hop_length
-        self.num_codebooks, self.codebook_size = num_codebooks, config.codebook_size
+    architecture, name = "DacModel", "DAC"
+
+    def _choices(self) -> range:
+        return range(1, self.model.config.n_codebooks + 1)
 
     def _sig_to_toks(self, sig: Tensor) -> Tensor:
         # Strided convolutions would drop the last samples; the package's own preprocessing pads

@@ -8,11 +8,10 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from recipes.codecs.codec import Codec
-from recipes.codecs.sources import check_num_codebooks, load_transformers, model_id
+from recipes.codecs.transformers_codec import TransformersCodec
 
 
-class EnCodec(Codec):
+class EnCodec(TransformersCodec):
     """Residual codebooks over a convolutional autoencoder, mono.
 
     Parameters
@@ -28,29 +27,32 @@ class EnCodec(Codec):
         are sent beside the tokens, which a token rate would not count), or has no such bandwidth.
     """
 
+    architecture, name = "EncodecModel", "EnCodec"
+
     def __init__(
-        self, *, checkpoint: str | PathLike[str], num_codebooks: int, name: str = "EnCodec"
+        self, *, checkpoint: str | PathLike[str], num_codebooks: int, name: str | None = None
     ) -> None:
-        super().__init__()
-        self.model = load_transformers("EncodecModel", checkpoint)
+        super().__init__(checkpoint=checkpoint, num_codebooks=num_codebooks, name=name)
         config = self.model.config
         if config.audio_channels != 1 or config.normalize or config.chunk_length is not None:
             raise ValueError(
                 f"{checkpoint} is stereo, scales its input or cuts it into chunks; give a mono "
                 "checkpoint without scales, such as facebook/encodec_24khz"
             )
-        self._bandwidths = {
-            self.model.quantizer.get_num_quantizers_for_bandwidth(bandwidth): bandwidth
-            for bandwidth in config.target_bandwidths
+
+    def _choices(self) -> list[int]:
+        return sorted(self._bandwidths())
+
+    def _bandwidths(self) -> dict[int, float]:
+        """Bandwidth of every number of codebooks, in kbit/s."""
+        quantizer = self.model.quantizer
+        return {
+            quantizer.get_num_quantizers_for_bandwidth(bandwidth): bandwidth
+            for bandwidth in self.model.config.target_bandwidths
         }
-        check_num_codebooks(num_codebooks, choices=sorted(self._bandwidths), name=name)
-        self.name, self.model_id = name, model_id(checkpoint)
-        self.sample_rate = self.sample_rate_output = config.sampling_rate
-        self.token_rate = config.sampling_rate / config.hop_length
-        self.num_codebooks, self.codebook_size = num_codebooks, config.codebook_size
 
     def _sig_to_toks(self, sig: Tensor) -> Tensor:
-        bandwidth = self._bandwidths[self.num_codebooks]
+        bandwidth = self._bandwidths()[self.num_codebooks]
         codes = self.model.encode(sig[:, None], bandwidth=bandwidth).audio_codes  # (1, B, K, L)
         return codes[0].transpose(1, 2)
 

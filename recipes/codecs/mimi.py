@@ -3,16 +3,13 @@
 Interface read from and run with transformers 5.23, ``models/mimi/modeling_mimi.py``.
 """
 
-from os import PathLike
-
 import torch
 from torch import Tensor
 
-from recipes.codecs.codec import Codec
-from recipes.codecs.sources import check_num_codebooks, load_transformers, model_id
+from recipes.codecs.transformers_codec import TransformersCodec
 
 
-class Mimi(Codec):
+class Mimi(TransformersCodec):
     """One semantic codebook, then residual acoustic ones beside it.
 
     Parameters
@@ -28,18 +25,14 @@ class Mimi(Codec):
     ValueError : if the checkpoint is of another model or has fewer codebooks.
     """
 
-    def __init__(
-        self, *, checkpoint: str | PathLike[str], num_codebooks: int, name: str = "Mimi"
-    ) -> None:
-        super().__init__()
-        self.model = load_transformers("MimiModel", checkpoint)
+    architecture, name = "MimiModel", "Mimi"
+
+    def _choices(self) -> range:
         config = self.model.config
-        choices = range(config.num_semantic_quantizers, config.num_quantizers + 1)
-        check_num_codebooks(num_codebooks, choices=choices, name=name)
-        self.name, self.model_id = name, model_id(checkpoint)
-        self.sample_rate = self.sample_rate_output = config.sampling_rate
-        self.token_rate = float(config.frame_rate)
-        self.num_codebooks, self.codebook_size = num_codebooks, config.codebook_size
+        return range(config.num_semantic_quantizers, config.num_quantizers + 1)
+
+    def _token_rate(self) -> float:
+        return float(self.model.config.frame_rate)
 
     def _sig_to_toks(self, sig: Tensor) -> Tensor:
         codes = self.model.encode(sig[:, None], num_quantizers=self.num_codebooks).audio_codes

@@ -41,68 +41,35 @@ def model_id(checkpoint: str | PathLike[str]) -> str:
     return folder.resolve().name if folder.is_dir() else str(checkpoint)
 
 
-def find_files(checkpoint: str | PathLike[str], names: Sequence[str]) -> list[Path]:
-    """Files of a checkpoint, downloaded where they are not here and downloads are allowed.
+def find_files(
+    checkpoint: str | PathLike[str], names: Sequence[str | tuple[str, ...]]
+) -> list[Path]:
+    """Files of a checkpoint; those in the hub's cache are used without asking the network.
+
+    Others are downloaded where downloads are allowed, of the commit that the first file is of.
 
     Parameters
     ----------
     checkpoint : local folder or hub id ``owner/name``.
-    names : paths inside it.
+    names : paths inside it; in place of one, several of which the first that is there is taken.
 
     Raises
     ------
     FileNotFoundError : if a file is missing, here or on the hub, or the hub cannot be reached.
     """
+    groups = [(name,) if isinstance(name, str) else name for name in names]
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"checkpoint folder {folder} holds no {', '.join(missing)}; give the folder that "
-                f"holds {', '.join(names)}"
-            )
-        return [folder / name for name in names]
+        return _files_in(folder, groups)
     if not _HUB_ID.fullmatch(str(checkpoint)):
-        raise FileNotFoundError(
-            f"checkpoint {checkpoint} is no folder on this machine and no hub id owner/name"
-        )
-    return [_download(str(checkpoint), name) for name in names]
-
-
-def load_transformers(model: str, checkpoint: str | PathLike[str]) -> torch.nn.Module:
-    """Load a codec of transformers in float32 from safetensors, frozen and in evaluation mode.
-
-    Parameters
-    ----------
-    model : name of its class, such as ``EncodecModel``.
-    checkpoint : local folder or hub id.
-
-    Raises
-    ------
-    FileNotFoundError : see `find_files`.
-    ValueError : if the files are of another model or damaged; weights that a checkpoint lacks are
-        refused, where transformers would make them up.
-    """
-    transformers = import_package("transformers", install="pip install 'transformers>=5.17,<6'")
-    config = find_files(checkpoint, ["config.json", "model.safetensors"])[0]
-    try:
-        loaded, report = getattr(transformers, model).from_pretrained(
-            config.parent,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers passes on whatever its readers raise
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{checkpoint} is no checkpoint of {model}: {reason}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{checkpoint} is no checkpoint of {model}: {len(missing)} weights are missing, "
-            f"such as {missing[0]}"
-        )
-    return loaded.eval().requires_grad_(False)
+        raise _neither(checkpoint)
+    files: list[Path] = []
+    commit = None
+    for group in groups:
+        name, file = _file_of_hub(str(checkpoint), group, revision=commit)
+        commit = file.parents[name.count("/")].name  # even if the branch moves
+        files.append(file)
+    return files
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
@@ -131,24 +98,61 @@ def check_num_codebooks(num_codebooks: int, *, choices: Sequence[int], name: str
         )
 
 
-def _download(repository: str, name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def _files_in(folder: Path, groups: Sequence[tuple[str, ...]]) -> list[Path]:
+    found = [
+        next((folder / name for name in group if (folder / name).is_file()), None)
+        for group in groups
+    ]
+    missing = [_either(group) for group, file in zip(groups, found, strict=True) if file is None]
+    if missing:
+        raise FileNotFoundError(
+            f"checkpoint folder {folder} holds no {', '.join(missing)}; give the folder that "
+            f"holds {', '.join(map(_either, groups))}"
+        )
+    return [file for file in found if file is not None]
+
+
+def _file_of_hub(
+    repository: str, names: tuple[str, ...], *, revision: str | None
+) -> tuple[str, Path]:
+    """First of ``names`` in the cache, or else on the hub, and where it is now."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
-        # What is here is used without asking the network, which may be slow to say no.
-        return Path(hf_hub_download(repository, name, local_files_only=True))
-    except LocalEntryNotFoundError as error:
-        if is_offline():
-            raise _missing(repository, name, "downloads are forbidden (offline)") from error
-    try:
-        return Path(hf_hub_download(repository, name))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise _missing(repository, name, " ".join(str(error).split())) from error
+        # Not hf_hub_download(local_files_only=True): version 2.4 asks the network even then.
+        cached = [try_to_load_from_cache(repository, name, revision=revision) for name in names]
+    except ValueError as error:  # a name that the hub forbids
+        raise _neither(repository) from error
+    for name, path in zip(names, cached, strict=True):
+        if isinstance(path, str):
+            return name, Path(path)
+    if is_offline():
+        raise _missing(repository, names, "downloads are forbidden (offline)")
+    reason: Exception | None = None
+    for name in names:
+        try:
+            return name, Path(hf_hub_download(repository, name, revision=revision))
+        except RemoteEntryNotFoundError as error:
+            reason = error
+        except Exception as error:  # of an HTTP client, which one depends on the hub's version
+            reason = error
+            break
+    raise _missing(repository, names, " ".join(str(reason).split())) from reason
 
 
-def _missing(repository: str, name: str, reason: str) -> FileNotFoundError:
+def _missing(repository: str, names: tuple[str, ...], reason: str) -> FileNotFoundError:
     return FileNotFoundError(
-        f"{name} of {repository} is not on this machine: {reason}; fetch it with "
+        f"{_either(names)} of {repository} is not on this machine: {reason}; fetch it with "
         f"'hf download {repository}' where there is a network, or give a local folder as checkpoint"
     )
+
+
+def _neither(checkpoint: str | PathLike[str]) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"checkpoint {checkpoint} is no folder on this machine and no hub id owner/name"
+    )
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return " or ".join(names)

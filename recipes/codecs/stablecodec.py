@@ -20,11 +20,13 @@ from recipes.codecs.sources import (
     load_tensors,
     model_id,
 )
+from recipes.common.scoring import MissingPackageError
 
 _INSTALL = (
     "pip install --no-deps stable-codec==0.1.2 stable-audio-tools==0.0.17 && "
     "pip install alias-free-torch einops einops-exts k-diffusion pytorch-lightning prefigure wandb"
 )
+_WEIGHTS = ("model.safetensors", "model.ckpt")
 _BOTTLENECKS = {1: "1x46656_400bps", 2: "2x15625_700bps", 4: "4x729_1000bps"}  # by codebooks
 
 
@@ -42,10 +44,10 @@ class StableCodec(Codec):
 
     Raises
     ------
-    ImportError : if the package is missing.
+    MissingPackageError : if the package is missing; or if the checkpoint's attention has windows
+        and FlashAttention, without which the package attends to everything, is not there: it would
+        run with other results.
     FileNotFoundError : if files are missing.
-    RuntimeError : if the checkpoint's attention has windows and FlashAttention, without which the
-        package attends to everything, is not there: it would run with other results.
     ValueError : if files are damaged or there is no such bottleneck.
     """
 
@@ -59,12 +61,12 @@ class StableCodec(Codec):
         package = import_package("stable_codec", install=_INSTALL)
         # Imported when a model is made, with packages of its own.
         import_package("stable_audio_tools.models.autoencoders", install=_INSTALL)
-        config, weights = _find_files(checkpoint)
+        config, weights = find_files(checkpoint, ["model_config.json", _WEIGHTS])
         self.model = package.StableCodec(model_config_path=str(config))
         self.model.model.load_state_dict(_read(weights))
         self.model.set_posthoc_bottleneck(_BOTTLENECKS[num_codebooks])
         self.eval().requires_grad_(False)
-        _check_attention(self.model, name)
+        check_attention(self.model, name=name)
         self.name, self.model_id = name, model_id(checkpoint)
         self.sample_rate = self.sample_rate_output = self.model.sample_rate
         self.token_rate = self.sample_rate / self.model.model.downsampling_ratio
@@ -96,11 +98,26 @@ class StableCodec(Codec):
         return torch.stack([q.indices_to_codes(toks) for q in self.model.residual_fsq.quantizers])
 
 
-def _find_files(checkpoint: str | PathLike[str]) -> list[Path]:
-    try:
-        return find_files(checkpoint, ["model_config.json", "model.safetensors"])
-    except FileNotFoundError:
-        return find_files(checkpoint, ["model_config.json", "model.ckpt"])
+def check_attention(model: torch.nn.Module, *, name: str) -> None:
+    """Refuse a model whose attention has windows that its package would not keep to.
+
+    Parameters
+    ----------
+    model : with modules of ``sliding_window``, frames before and after, [-1, -1] for all; and
+        ``use_fa_flash``, whether FlashAttention is used.
+    name : of the codec, for the message.
+
+    Raises
+    ------
+    MissingPackageError : if windows need FlashAttention and it is not used.
+    """
+    for part in model.modules():
+        window = getattr(part, "sliding_window", None)
+        if window is not None and list(window) != [-1, -1] and not part.use_fa_flash:
+            raise MissingPackageError(
+                f"{name} attends within windows of {window} frames, which its package does with "
+                "FlashAttention on a GPU only; pip install flash-attn --no-build-isolation"
+            )
 
 
 def _read(weights: Path) -> dict[str, Tensor]:
@@ -109,13 +126,3 @@ def _read(weights: Path) -> dict[str, Tensor]:
 
         return load_file(weights)
     return load_tensors(weights)["state_dict"]
-
-
-def _check_attention(model: torch.nn.Module, name: str) -> None:
-    for part in model.modules():
-        window = getattr(part, "sliding_window", None)
-        if window is not None and list(window) != [-1, -1] and not part.use_fa_flash:
-            raise RuntimeError(
-                f"{name} attends within windows of {window} frames, which its package does with "
-                "FlashAttention on a GPU only; pip install flash-attn --no-build-isolation"
-            )
