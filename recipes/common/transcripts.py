@@ -194,7 +194,7 @@ class Transcriber:
         return {token.strip("<|>") for token in self.model.generation_config.lang_to_id}
 
     def _greedy_generation_config(self) -> Any:
-        """What greedy decoding needs of the checkpoint's own, and nothing else that it asks for."""
+        """Keep of the checkpoint's own what greedy decoding needs, and nothing else that it asks."""
         from transformers import GenerationConfig
 
         given = self.model.generation_config
