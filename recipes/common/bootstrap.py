@@ -193,8 +193,8 @@ def _weights_of(
     column = weights[score]
     if lacking := [row for row in rows if column not in row]:
         raise ValueError(
-            f"{score} is weighted by {column}, which {len(lacking)} of {len(rows)} rows lack; score "
-            "the utterances again"
+            f"{score} is weighted by {column}, which {len(lacking)} of {len(rows)} rows lack; "
+            "score the utterances again"
         )
     return [row[column] for row in rows]
 

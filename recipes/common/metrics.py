@@ -218,7 +218,9 @@ class AudioMetrics:
 
     @property
     def _columns(self) -> list[str]:
-        weighted = [[score, WEIGHTS[score]] if score in WEIGHTS else [score] for score in self.stats]
+        weighted = [
+            [score, WEIGHTS[score]] if score in WEIGHTS else [score] for score in self.stats
+        ]
         return ["id", *itertools.chain.from_iterable(weighted)]
 
     def _mean(self, score: str) -> float:
@@ -261,7 +263,7 @@ class AudioMetrics:
         self._rows.append(self._kept(row))
 
     def _kept(self, row: dict[str, str | float]) -> dict[str, str | float]:
-        """A row without the scores, and their weights, of metrics that turned out missing."""
+        """Leave out the scores, and their weights, of metrics that turned out missing."""
         return {key: value for key, value in row.items() if key in self._columns}
 
 

@@ -194,7 +194,7 @@ class Transcriber:
         return {token.strip("<|>") for token in self.model.generation_config.lang_to_id}
 
     def _greedy_generation_config(self) -> Any:
-        """Keep of the checkpoint's own what greedy decoding needs, and nothing else that it asks."""
+        """Keep of the checkpoint's own what greedy decoding needs, and nothing more."""
         from transformers import GenerationConfig
 
         given = self.model.generation_config
