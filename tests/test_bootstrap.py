@@ -112,6 +112,20 @@ def test_rows_are_paired_by_id():
     assert differences["stoi"].difference == pytest.approx(0.75)
 
 
+def test_score_without_its_weight_is_named():
+    rows = [
+        {"id": "a", "hyp_dwer": 0.5, "hyp_dwer_words": 2},
+        {"id": "b", "hyp_dwer": 0.1},
+        {"id": "c"},
+    ]
+    weights = {"hyp_dwer": "hyp_dwer_words"}
+    message = "hyp_dwer is weighted by hyp_dwer_words, which 1 of 2 rows lack"
+    with pytest.raises(ValueError, match=message):
+        row_intervals(rows, ["hyp_dwer"], weights=weights)
+    with pytest.raises(ValueError, match=message):
+        row_differences(rows, rows, ["hyp_dwer"], weights=weights)
+
+
 @pytest.mark.parametrize(
     ("scores", "weights"),
     [([], None), ([1.0, math.nan], None), ([1.0], [0.0]), ([1.0], [1.0, 2.0]), ([[1.0]], None)],

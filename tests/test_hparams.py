@@ -93,7 +93,7 @@ def test_block_is_one_tagged_mapping_without_references(block):
 
 def test_every_yaml_is_short():
     for path in MAINS + TASKS + BLOCKS:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 125, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 130, path
 
 
 def _keys_read_by_the_code(script: str) -> set[str]:

@@ -4,6 +4,7 @@ import csv
 import logging
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -301,7 +302,7 @@ def test_misspelt_folder_is_refused_at_once(models, field, tmp_path):
 def test_ranks_share_models_scores_and_what_did_not_load(models, tmp_path):
     broken = save_whisper(tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"not weights")
-    arguments = (str(tmp_path / "store"), models, models._replace(asr=broken))
+    arguments = (str(tmp_path / "store"), models, models._replace(asr=broken), tmp_path)
     other = torch.multiprocessing.get_context("spawn").Process(
         target=_score_on_rank, args=(1, *arguments)
     )
@@ -316,7 +317,9 @@ def _append_three(bundle: AudioMetrics) -> None:
     bundle.append([*"abc"], refs, [add_noise(ref, snr_db=0) for ref in refs])
 
 
-def _score_on_rank(rank: int, store: str, good: ScoreModels, broken: ScoreModels) -> None:
+def _score_on_rank(
+    rank: int, store: str, good: ScoreModels, broken: ScoreModels, folder: Path
+) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
@@ -341,4 +344,8 @@ def _score_on_rank(rank: int, store: str, good: ScoreModels, broken: ScoreModels
     lacking.gather()
     assert set(lacking.summarize()) == {"mel_distance"}
     assert "broken" in lacking.not_computed["dwer"]
+    assert [set(row) for row in lacking.rows] == [{"id", "mel_distance"}] * 3
+    lacking.write_csv(folder / f"{rank}.csv")
+    with open(folder / f"{rank}.csv", newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == [*"abc"]
     torch.distributed.destroy_process_group()

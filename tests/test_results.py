@@ -14,7 +14,7 @@ from recipes.common.experiment import CONTINUABLE, run_experiment
 from recipes.common.paper import TABLE_6, Row
 from recipes.common.plots import plot_bars
 from recipes.common.quantizer_runs import differences, find_runs, read_run
-from recipes.common.result_table import make_table
+from recipes.common.result_table import make_table, not_computed
 from recipes.common.run_folder import RunFolder, hardware, read_description
 from recipes.results import comma_separated, latex, main, markdown
 from tests.stages import options
@@ -345,6 +345,21 @@ def test_rows_come_in_the_papers_order_with_its_numbers_and_others_after_them(tm
     for row, published in zip(rows, TABLE_6.values(), strict=False):
         assert tuple(float(row[title]) for title in titles) == published
     assert [rows[-1][title] for title in titles] == ["not in the paper"] * 3
+
+
+def test_reason_is_that_of_the_metric_which_gives_the_score(tmp_path):
+    whole = TEST | {"hyp_dcer": 0.1, "hyp_sim_strict": 0.5, "models": {"dwer": "whisper"}}
+    lacking = TEST | {"not_computed": {"dwer": "no Whisper", "sim": "no x-vectors"}}
+    for seed, test in ((1, whole), (2, lacking)):
+        write_run(tmp_path / f"{seed}", seed=seed, test=test)
+    runs = find_runs([tmp_path]).runs
+    keys = ["hyp_dwer", "hyp_dcer", "hyp_sim", "hyp_sim_strict"]
+    reasons = not_computed(make_table(runs, keys=keys))
+    assert "hyp_dcer: no Whisper" in reasons and "dWER (%): no Whisper" in reasons
+    assert "Sim (%): no x-vectors" in reasons
+    assert "hyp_sim_strict: no hyp_sim_strict among the metrics of the test" in reasons
+    with pytest.raises(ValueError, match="unknown metrics models"):
+        make_table(runs, keys=["models"])
 
 
 def test_row_without_a_decoder_is_none_of_the_papers(tmp_path):

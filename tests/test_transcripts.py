@@ -142,13 +142,29 @@ def test_checkpoint_cannot_ask_for_more_than_greedy_decoding(kind, request, tmp_
         "compression_ratio_threshold": 1.0,
         "logprob_threshold": 9.0,
         "no_speech_threshold": 0.0,
+        "condition_on_prev_tokens": True,
+        "repetition_penalty": 50.0,
+        "no_repeat_ngram_size": 1,
         "max_length": 6,
         "forced_decoder_ids": [[1, 70], [2, 71]],
     }
     (other / "generation_config.json").write_text(json.dumps(config))
+    architecture = json.loads((other / "config.json").read_text())
+    architecture |= {key: config[key] for key in ("forced_decoder_ids", "repetition_penalty")}
+    (other / "config.json").write_text(json.dumps(architecture))
     sig = add_noise(voice(1.5), snr_db=5)
     texts = [load_transcriber(source, device="cpu")(sig) for source in (folder, other)]
     assert texts[0] == texts[1]
+
+
+def test_suppressed_tokens_of_the_checkpoint_are_never_said(folder, transcriber, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((other / "generation_config.json").read_text())
+    sig = add_noise(voice(1.5), snr_db=5)
+    said = transcriber(sig).replace(" ", "")[0]
+    config["suppress_tokens"] = [transcriber.tokenizer.convert_tokens_to_ids(said)]
+    (other / "generation_config.json").write_text(json.dumps(config))
+    assert said not in load_transcriber(other, device="cpu")(sig)
 
 
 def test_unknown_language_is_a_failure_of_the_utterance(transcriber, english_folder):

@@ -122,6 +122,10 @@ def row_intervals(
     scores : keys of rows.
     weights : score -> key of its weight.
     resamples, seed : as `mean_interval`.
+
+    Raises
+    ------
+    ValueError : as `mean_interval`, or if a row has a score without its weight.
     """
     intervals = {}
     for score in scores:
@@ -155,6 +159,10 @@ def row_differences(
     Returns
     -------
     Score -> difference; without scores that no utterance has from both.
+
+    Raises
+    ------
+    ValueError : as `paired_difference`, or if a row has a score without its weight.
     """
     by_id = {row["id"]: row for row in second}
     differences = {}
@@ -180,7 +188,15 @@ def row_differences(
 def _weights_of(
     rows: Sequence[Mapping[str, Any]], score: str, weights: Mapping[str, str]
 ) -> list[float] | None:
-    return [row[weights[score]] for row in rows] if score in weights else None
+    if score not in weights:
+        return None
+    column = weights[score]
+    if lacking := [row for row in rows if column not in row]:
+        raise ValueError(
+            f"{score} is weighted by {column}, which {len(lacking)} of {len(rows)} rows lack; "
+            "score the utterances again"
+        )
+    return [row[column] for row in rows]
 
 
 def _checked(scores: ArrayLike, weights: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:

@@ -38,7 +38,7 @@ from recipes.common.dataio import read_bad_files
 from recipes.common.interruption import Interrupted, Interruption
 from recipes.common.random_state import RandomState
 from recipes.common.run_log import Means, RunLog
-from recipes.common.score_models import ScoreModels
+from recipes.common.score_models import named_models
 from recipes.common.step_log import StepLog, StepTensors, finite_terms, from_main
 from recipes.common.weights import fill_from_codec
 
@@ -97,7 +97,7 @@ class CodecBrain(sb.Brain):
             getattr(self.hparams, "metrics", []),
             sample_rate=self.encoder.sample_rate,
             run_log=self.run_log,
-            models=ScoreModels(device=str(self.device)),
+            models=named_models(getattr(self.hparams, "score_models", {}), device=str(self.device)),
         )
         self.means = Means()
         self.checkpointer.add_recoverable("means", self.means)
@@ -509,11 +509,11 @@ class CodecBrain(sb.Brain):
                 "the earlier ones are untouched"
             )
         scores = self.audio_scores.summarize()
-        not_computed = {"not_computed": scores.pop("not_computed")}
+        details = {key: scores.pop(key) for key in ("not_computed", "models")}
         values |= scores | self.stage_values(stage)
         if stage == sb.Stage.TEST:  # of all ranks, as they share the list
             values["bad_files"] = len(read_bad_files(self.run_log.folder / "bad_files.tsv"))
-        self.run_log.stage(stage.name.lower(), self.optimizer_step, values | not_computed)
+        self.run_log.stage(stage.name.lower(), self.optimizer_step, values | details)
         if stage == sb.Stage.VALID:
             self._write_line(
                 {"epoch": epoch, "step": self.optimizer_step}, train=self.train_stats, valid=values

@@ -119,7 +119,7 @@ def load_sig(
 class SigDataset(DynamicItemDataset):
     """Utterances, whole or as segments, and the policy on bad files.
 
-    An item has ``id``, ``num_samples`` = T, and
+    An item has ``id``, ``language``, ``num_samples`` = T, and
 
     ============  =========================================  =====================================
     .             without a cache                            with a cache
@@ -135,7 +135,7 @@ class SigDataset(DynamicItemDataset):
 
     Parameters
     ----------
-    entries : manifest, paths filled in; ``num_samples`` counted at ``sample_rate``.
+    entries : manifest, paths and languages filled in; ``num_samples`` counted at ``sample_rate``.
     sample_rate : Hz.
     on_bad_file : "skip" or "raise".
     bad_files : tsv file to which "skip" appends.
@@ -174,7 +174,7 @@ class SigDataset(DynamicItemDataset):
         elif cache is not None:
             keys.append("feats")
             self.add_dynamic_item(cache.read, takes="id", provides="feats")
-        self.set_output_keys(["id", "num_samples", *keys])
+        self.set_output_keys(["id", "language", "num_samples", *keys])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Utterance at ``index``, or with "skip" the next one that can be loaded."""
@@ -308,6 +308,7 @@ def make_dataset(
             new_sample_rate=sample_rate,
         )
         entry.setdefault("text", None)
+        entry.setdefault("language", "en")
     return SigDataset(
         {utt_id: entries[utt_id] for utt_id in ids},
         sample_rate=sample_rate,
@@ -348,7 +349,7 @@ def bucket_sampler(dataset: SigDataset, *, batch_seconds: float, seed: int) -> D
 
 
 def collate(examples: list[dict[str, Any]]) -> PaddedBatch:
-    """Batch of `SigDataset`'s items: ``id`` (list), ``num_samples`` (B,), the rest padded.
+    """Batch of `SigDataset`'s items: ``id`` and ``language`` (lists), ``num_samples`` (B,), audio.
 
     ``sig.data`` (B, T) is zero-padded, ``sig.lengths`` (B,) are relative, and so on.
     """

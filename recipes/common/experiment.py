@@ -45,6 +45,7 @@ CONTINUABLE = (
     "log_interval_steps",
     "nonfinite_patience",
     "metrics",
+    "score_models",
     "valid_metric_utterances",
     "num_audio_samples",
     "feature_cache",  # equal but for the precision that it is stored in

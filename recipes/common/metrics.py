@@ -9,6 +9,7 @@ number.
 
 import csv
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -206,17 +207,21 @@ class AudioMetrics:
 
     def write_csv(self, path: str | Path) -> None:
         """Write one line per utterance: its id and scores; an empty field where it has no score."""
-        columns = ["id"]
-        for score in self.stats:
-            columns += [score, WEIGHTS[score]] if score in WEIGHTS else [score]
         with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=columns)
+            writer = csv.DictWriter(file, fieldnames=self._columns)
             writer.writeheader()
             writer.writerows(self._rows)
 
     @property
     def _available(self) -> list[str]:
         return [name for name in self.names if name not in self._missing]
+
+    @property
+    def _columns(self) -> list[str]:
+        weighted = [
+            [score, WEIGHTS[score]] if score in WEIGHTS else [score] for score in self.stats
+        ]
+        return ["id", *itertools.chain.from_iterable(weighted)]
 
     def _mean(self, score: str) -> float:
         if score not in WEIGHTS:
@@ -248,13 +253,18 @@ class AudioMetrics:
                 self._missing[name] = log_missing(name, error)
                 for score in METRICS[name].scores:
                     del self.stats[score]
+                self._rows = [self._kept(earlier) for earlier in self._rows]
         self._add_row(row)
 
     def _add_row(self, row: dict[str, str | float]) -> None:
         for score, stats in self.stats.items():
             if score in row:
                 stats.append([row["id"]], [row[score]])
-        self._rows.append(row)
+        self._rows.append(self._kept(row))
+
+    def _kept(self, row: dict[str, str | float]) -> dict[str, str | float]:
+        """Leave out the scores, and their weights, of metrics that turned out missing."""
+        return {key: value for key, value in row.items() if key in self._columns}
 
 
 def _unpadded_rows(sig: Tensor | Sequence[Tensor], *, lens: Tensor | None) -> list[Tensor]:

@@ -16,15 +16,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from recipes.common.run_folder import hardware
-
 
 class Macs(NamedTuple):
     """Multiply-accumulate operations per second of audio, and what counted them."""
 
     encode: float
     decode: float
-    seconds: float
     tool: str
 
     @property
@@ -34,13 +31,11 @@ class Macs(NamedTuple):
 
 
 class RealTimeFactors(NamedTuple):
-    """Seconds of audio per second of work (1 keeps up, larger is faster), and on what machine."""
+    """Seconds of audio per second of work: 1 keeps up, larger is faster."""
 
     encode: float
     decode: float
     total: float
-    seconds: float
-    hardware: dict[str, Any]
 
 
 def num_parameters(module: torch.nn.Module) -> int:
@@ -69,18 +64,12 @@ def macs_per_second(codec: Any, *, seconds: float = 1.0) -> Macs:
     return Macs(
         encode / real_seconds,
         decode / real_seconds,
-        real_seconds,
         f"torch.utils.flop_counter of torch {torch.__version__}, FLOPs / 2",
     )
 
 
 def real_time_factors(
-    codec: Any,
-    *,
-    sig: Tensor | None = None,
-    seconds: float = 10.0,
-    warmup: int = 2,
-    repeats: int = 5,
+    codec: Any, *, seconds: float = 10.0, warmup: int = 2, repeats: int = 5
 ) -> RealTimeFactors:
     """Measure the real-time factor as the paper defines it: audio over processing time.
 
@@ -90,8 +79,7 @@ def real_time_factors(
     Parameters
     ----------
     codec : on its device, in evaluation mode.
-    sig : (1, T) to encode; None for noise of ``seconds``.
-    seconds : of audio.
+    seconds : of the noise that is encoded.
     warmup, repeats : runs that do not count, and that do.
 
     Raises
@@ -100,17 +88,16 @@ def real_time_factors(
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    sig = _noise(codec, seconds) if sig is None else sig
-    device = sig.device
+    sig = _noise(codec, seconds)
     times = []
     for _ in range(warmup + repeats):
-        toks, encode = timed(lambda: codec.sig_to_toks(sig), device=device)
-        hyp_sig, decode = timed(lambda toks=toks: codec.toks_to_sig(toks), device=device)
+        toks, encode = timed(lambda: codec.sig_to_toks(sig), device=sig.device)
+        hyp_sig, decode = timed(lambda toks=toks: codec.toks_to_sig(toks), device=sig.device)
         times.append((encode, decode, encode + decode))
     encode, decode, total = map(statistics.median, zip(*times[warmup:], strict=True))
     given = sig.shape[1] / codec.sample_rate
     made = hyp_sig.shape[1] / codec.sample_rate_output
-    return RealTimeFactors(given / encode, made / decode, given / total, given, hardware(device))
+    return RealTimeFactors(given / encode, made / decode, given / total)
 
 
 def timed(function: Callable[[], Any], *, device: torch.device | str) -> tuple[Any, float]:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +42,36 @@ class ScoreModels(NamedTuple):
 
 
 DEFAULT_MODELS = ScoreModels()
+
+
+def named_models(sources: Mapping[str, Source], *, device: str) -> ScoreModels:
+    """Take the models that a training names, and the defaults for the others.
+
+    Parameters
+    ----------
+    sources : hub id or folder by field of `ScoreModels`.
+    device : where the models run.
+
+    Raises
+    ------
+    ValueError : if a field is not known, or a source is no text.
+    """
+    fields = [field for field in ScoreModels._fields if field != "device"]
+    known = isinstance(sources, Mapping) and all(
+        field in fields and isinstance(source, (str, os.PathLike))
+        for field, source in sources.items()
+    )
+    if not known:
+        raise ValueError(
+            f"score_models must name hub ids or folders by {', '.join(fields)}, got {sources!r}; "
+            "write it as --score_models '{asr: FOLDER}', or {} for the defaults"
+        )
+    return ScoreModels(**sources, device=device)
+
+
+def naming(field: str) -> str:
+    """Option that names a folder for a model, in an evaluation and in a training."""
+    return f"--{field}_model FOLDER (in a training: --score_models '{{{field}: FOLDER}}')"
 
 
 class FoundModel(NamedTuple):
@@ -86,7 +116,7 @@ def local_path(source: Source, *, field: str, hub_id: str) -> Path | None:
         return None
     raise FileNotFoundError(
         f"{field} model {source} does not exist here, and it is no hub id such as "
-        f"{getattr(DEFAULT_MODELS, field)}; correct --{field}_model"
+        f"{getattr(DEFAULT_MODELS, field)}; correct it: {naming(field)}"
     )
 
 
@@ -160,7 +190,7 @@ def loading(found: FoundModel, *, field: str, kind: str) -> Iterator[None]:
     except Exception as error:
         raise MissingWeightsError(
             f"{field} weights: {found.folder} holds no {kind} that loads ({one_line(error)}); name "
-            f"another folder with --{field}_model FOLDER"
+            f"another folder: {naming(field)}"
         ) from error
 
 
@@ -175,7 +205,7 @@ def unreachable(source: Source, *, field: str, fix: str, reason: str | None = No
     reason : what the network said; None where it must not be asked.
     """
     why = "and downloads are forbidden" if reason is None else f"and cannot be fetched ({reason})"
-    return f"{field} weights {source} are not on this machine {why}; {fix}: --{field}_model FOLDER"
+    return f"{field} weights {source} are not on this machine {why}; {fix}: {naming(field)}"
 
 
 def hash_line(path: Path) -> str:
@@ -220,8 +250,8 @@ def _weights_in(folder: Path, files: NeededFiles, *, field: str) -> tuple[Path, 
     if shards := sorted(folder.glob("model-*-of-*.safetensors")):
         return tuple(shards)
     raise MissingWeightsError(
-        f"{field} weights: {folder} holds no {' or '.join(files.weights)}; name another folder "
-        f"with --{field}_model FOLDER"
+        f"{field} weights: {folder} holds no {' or '.join(files.weights)}; name another "
+        f"folder: {naming(field)}"
     )
 
 

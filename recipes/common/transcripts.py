@@ -52,6 +52,19 @@ _FILES = NeededFiles(
     ),
 )
 _MULTILINGUAL_VOCABULARY = 51_865  # a smaller one has no tokens for languages
+# Of generation_config.json: tokens' meanings, and what no transcript holds (music notes, ...).
+_GENERATION_KEYS = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "no_timestamps_token_id",
+    "lang_to_id",
+    "task_to_id",
+    "is_multilingual",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
 # Written without spaces between words: Whisper's paper makes every letter a word there.
 _UNSPACED = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
 
@@ -116,7 +129,8 @@ class Transcriber:
         self.device = device
         self._normalize_english = EnglishTextNormalizer(spellings)
         self._remembered = Remembered(self._transcribe)
-        self._greedy_generation_config()
+        self.model.generation_config = self._greedy_generation_config()
+        self.model.config.forced_decoder_ids = None  # of old checkpoints, instead of a language
 
     @property
     def is_multilingual(self) -> bool:
@@ -179,22 +193,16 @@ class Transcriber:
             return {"en"}
         return {token.strip("<|>") for token in self.model.generation_config.lang_to_id}
 
-    def _greedy_generation_config(self) -> None:
-        """Take out what a checkpoint may add to greedy decoding: other attempts, skipped silence.
+    def _greedy_generation_config(self) -> Any:
+        """Keep of the checkpoint's own what greedy decoding needs, and nothing more."""
+        from transformers import GenerationConfig
 
-        Old checkpoints also force tokens that language and task replace.
-        """
-        config = self.model.generation_config
-        for key in (
-            "compression_ratio_threshold",
-            "logprob_threshold",
-            "no_speech_threshold",
-            "condition_on_prev_tokens",
-            "forced_decoder_ids",
-            "max_new_tokens",
-        ):
-            setattr(config, key, None)
-        config.max_length = self.model.config.max_target_positions
+        given = self.model.generation_config
+        kept = {key: getattr(given, key, None) for key in _GENERATION_KEYS}
+        return GenerationConfig(
+            **{key: value for key, value in kept.items() if value is not None},
+            max_length=self.model.config.max_target_positions,
+        )
 
 
 def dwer(

@@ -24,6 +24,7 @@ from recipes.common.score_models import (
     Source,
     loading,
     local_path,
+    naming,
     one_line,
     unreachable,
 )
@@ -87,8 +88,8 @@ def find_utmos(source: Source) -> FoundModel:
         weights, folder = folder, folder.parent
     if not (folder / "hubconf.py").is_file():
         raise MissingWeightsError(
-            f"utmos weights: {folder} holds no hubconf.py; name a clone of tarepan/SpeechMOS with "
-            "--utmos_model FOLDER"
+            f"utmos weights: {folder} holds no hubconf.py; name a clone of tarepan/SpeechMOS: "
+            + naming("utmos")
         )
     return FoundModel(str(source), folder, (weights or _weights(folder),))
 
