@@ -119,7 +119,7 @@ class DecoderBrain(CodecBrain):
             feats, sig = batch.feats.data.float(), batch.segments.data
             return feats.flatten(0, 1), sig.flatten(0, 1), sig.new_zeros(())
         feats, mask = self.features(batch)
-        sig = self.whole_frames(batch, feats.shape[1]).unflatten(1, (feats.shape[1], -1))
+        sig = self.frozen.whole_frames(batch, feats.shape[1]).unflatten(1, (feats.shape[1], -1))
         frames = batch.frames.data  # (B, K, segment_frames)
         cut_feats, cut_sig = cut(feats, frames=frames), cut(sig, frames=frames)
         return cut_feats, cut_sig.flatten(1), 1 - mask.float().mean()
@@ -127,7 +127,7 @@ class DecoderBrain(CodecBrain):
     def evaluate_terms(self, batch: Any, stage: sb.Stage) -> tuple[dict[str, float], float]:
         """Log-mel distance of whole utterances, mean over utterances."""
         feats, mask = self.features(batch)
-        ref_sig = self.whole_frames(batch, feats.shape[1])
+        ref_sig = self.frozen.whole_frames(batch, feats.shape[1])
         decoder = self.modules.decoder if self.average is None else self.average.module
         rec_sig = decoder(feats, mask=mask).float()
         sizes = (mask.sum(1) * self.encoder.hop_length).tolist()

@@ -1,6 +1,6 @@
 """CodecBrain: what the Brains of both training stages share.
 
-Frozen features, the guarded optimizer step (clipping, accumulation, precision, non-finite values),
+The guarded optimizer step (clipping, accumulation, precision, non-finite values),
 stage means, checkpoints chosen by one positive error, audio metrics and samples. A stage adds its
 own losses (`updates`) and its own validation (`evaluate_terms`).
 
@@ -29,12 +29,10 @@ from speechbrain.utils.optimizers import rm_vector_weight_decay
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from focalcodec.codec import encode
-from focalcodec.masking import lengths_to_mask, num_valid
 from recipes.common import cost
 from recipes.common.audio_scores import AudioScores
-from recipes.common.crops import cut
 from recipes.common.dataio import read_bad_files
+from recipes.common.frozen_features import Augment, Features, FrozenFeatures
 from recipes.common.interruption import Interrupted, Interruption
 from recipes.common.random_state import RandomState
 from recipes.common.run_log import Means, RunLog
@@ -43,13 +41,6 @@ from recipes.common.step_log import StepLog, StepTensors, finite_terms, from_mai
 from recipes.common.weights import fill_from_codec
 
 logger = logging.getLogger(__name__)
-
-
-class Features(NamedTuple):
-    """Frozen features of a batch: feats (B, N, H) float32, mask (B, N)."""
-
-    feats: Tensor
-    mask: Tensor
 
 
 class Update(NamedTuple):
@@ -86,7 +77,7 @@ class CodecBrain(sb.Brain):
         # Outside `modules`: never wrapped, never in train mode, never in an optimizer or a
         # checkpoint.
         self.encoder = self.hparams.encoder.to(self.device).eval().requires_grad_(False)
-        self._encode = self.encoder  # compiled, perhaps
+        self.frozen = FrozenFeatures(self.encoder)
         if self.hparams.init_from is not None and not self.checkpointer.list_checkpoints():
             fill_from_codec(self.start_from(), self.hparams.init_from, encoder=self.encoder)
         self.run_log = RunLog(self._log_folder(), sample_rate=self.encoder.sample_rate)
@@ -164,47 +155,16 @@ class CodecBrain(sb.Brain):
         )
         return loader
 
-    @torch.no_grad()
     def features(self, batch: Any) -> Features:
-        """Features of the frozen encoder: computed in float32, or read from the feature cache."""
-        if hasattr(batch, "feats"):
-            feats, lens = batch.feats
-            mask = lengths_to_mask(num_valid(lens, feats.shape[1]), feats.shape[1])
-            return Features(feats.float(), mask)
-        sig, lens = batch.sig
-        if self.hparams.augment is not None and self.modules.training:
-            sig, lens = self._augmented(sig, lens)
-        with torch.autocast(self.device_type, enabled=False):
-            return Features(*encode(self._encode, sig, lens=lens))
+        """Frozen features of a batch, see `recipes.common.frozen_features`."""
+        return self.frozen(batch, augment=self._augment())
 
     def segment_features(self, batch: Any) -> Features:
-        """Features of a batch's segments (S, segment_frames, H), never padded.
+        """Those of its segments, or of whole utterances where it has none."""
+        return self.frozen.segments(batch, augment=self._augment())
 
-        Of a batch of whole utterances, those of `features`.
-        """
-        if hasattr(batch, "frames"):
-            feats = cut(self.features(batch).feats, frames=batch.frames.data)
-        elif hasattr(batch, "feats") and batch.feats.data.ndim == 4:
-            feats = batch.feats.data.float().flatten(0, 1)
-        else:
-            return self.features(batch)
-        return Features(feats, torch.ones(feats.shape[:2], dtype=torch.bool, device=feats.device))
-
-    def _augmented(self, sig: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
-        shape = sig.shape
-        sig, lens = self.hparams.augment(sig, lens)
-        if sig.shape != shape:
-            raise ValueError(
-                f"augment made {tuple(sig.shape)} of signals {tuple(shape)}, but frames have to "
-                "stay where they are: leave out what changes speed or adds copies to the batch"
-            )
-        return sig, lens
-
-    def whole_frames(self, batch: Any, num_frames: int) -> Tensor:
-        """Give the signal (B, num_frames * hop_length), cut or zero-padded to whole frames."""
-        sig = batch.sig.data
-        size = num_frames * self.encoder.hop_length
-        return nn.functional.pad(sig, (0, max(0, size - sig.shape[1])))[:, :size]
+    def _augment(self) -> Augment | None:
+        return self.hparams.augment if self.modules.training else None
 
     # Training
 
@@ -384,7 +344,7 @@ class CodecBrain(sb.Brain):
         """Compile the frozen encoder with the modules that SpeechBrain compiles."""
         super()._compile()
         if self.compile:
-            self._encode = torch.compile(self.encoder, dynamic=True)
+            self.frozen.compile()
 
     def on_evaluate_start(self, max_key: str | None = None, min_key: str | None = None) -> None:
         """Load the best checkpoint; it must exist, a test of untrained modules would be no test."""

@@ -77,6 +77,14 @@ class PreparedCorpus(NamedTuple):
     test: SubsetCounts
 
 
+class _Chosen(NamedTuple):
+    """Entries of one subset by id (with real paths), reasons by path of the others, counts."""
+
+    entries: dict[str, dict[str, Any]]
+    left_out: dict[str, str]
+    counts: SubsetCounts
+
+
 def write_manifests(
     data_folder: str | Path,
     save_folder: str | Path,
@@ -129,50 +137,34 @@ def write_manifests(
         zip(SUBSETS, (max_train_utterances, max_valid_utterances, max_test_utterances), strict=True)
     )
     folder.mkdir(parents=True, exist_ok=True)
+    known = _known_files(folder)
     counts: dict[str, SubsetCounts] = {}
     listed = dict(left_out or {})  # path -> reason, of all subsets
-    earlier = read_data_files(folder)
-    known = {
-        row["wav"]
-        for subset in SUBSETS
-        for row in json.loads(earlier.get(_manifest_name(subset), "{}")).values()
-    }
     still_there: set[str] = set()
     for subset in SUBSETS:
-        entries, bad = _read_entries(subsets.get(subset) or [], read_text, subset, on_bad_file)
-        passed, too_short, too_long = _filter(entries, min_duration_s, max_duration_s)
-        drawn = _draw(passed, limits[subset], seed)
-        not_drawn = len(passed) - len(drawn)
-        if complete is not None:
-            drawn, incomplete = _complete(drawn, complete, subset, on_bad_file)
-            bad |= incomplete
-        listed |= bad | too_short | too_long
-        rows = {utt_id: _row(entry, root) for utt_id, entry in drawn.items()}
-        still_there |= {
-            str(drawn[utt_id]["wav"]) for utt_id, row in rows.items() if row["wav"] in known
-        }
-        counts[subset] = SubsetCounts(
-            utterances=len(drawn),
-            hours=sum(entry["duration"] for entry in drawn.values()) / 3600,
-            speakers=len({entry["speaker"] for entry in drawn.values()}),
-            bad=len(bad),
-            too_short=len(too_short),
-            too_long=len(too_long),
-            not_drawn=not_drawn,
+        chosen = _choose(
+            subset,
+            subsets.get(subset) or [],
+            read_text=read_text,
+            durations_s=(min_duration_s, max_duration_s),
+            limit=limits[subset],
+            on_bad_file=on_bad_file,
+            seed=seed,
+            complete=complete,
         )
+        rows = {utt_id: _row(entry, root) for utt_id, entry in chosen.entries.items()}
         write_text(folder / _manifest_name(subset), _manifest_text(rows))
+        counts[subset] = chosen.counts
+        listed |= chosen.left_out
+        still_there |= {
+            str(chosen.entries[utt_id]["wav"])
+            for utt_id, row in rows.items()
+            if row["wav"] in known
+        }
     keep_bad_files(folder / "bad_files.tsv", listed, among=still_there)
     for subset, count in counts.items():
-        if subsets.get(subset) is None:
-            continue
-        logger.info(
-            "%s: %d utterances, %.4g hours, %d speakers; left out: %d bad, %d too short, "
-            "%d too long, %d not drawn",
-            subset,
-            *count,
-        )
-        if not count.utterances:
-            raise ValueError(_nothing_left(subset, subsets[subset], count, folder))
+        if subsets.get(subset) is not None:
+            _report(subset, subsets[subset], count, folder)
     return PreparedCorpus(**counts)
 
 
@@ -249,6 +241,58 @@ def _listed(what: str, ids: Iterable[str]) -> str | None:
 
 def _manifest_name(subset: str) -> str:
     return f"{subset}.json"
+
+
+def _known_files(folder: Path) -> set[str]:
+    """Files, as they are written, of the manifests that an earlier start has left here."""
+    earlier = read_data_files(folder)
+    texts = [earlier.get(_manifest_name(subset), "{}") for subset in SUBSETS]
+    return {row["wav"] for text in texts for row in json.loads(text).values()}
+
+
+def _choose(
+    subset: str,
+    utterances: Sequence[Utterance],
+    *,
+    read_text: Callable[[Path], str | None],
+    durations_s: tuple[float, float],
+    limit: int | None,
+    on_bad_file: str,
+    seed: int,
+    complete: Callable[[str, dict[str, Any]], dict[str, Any]] | None,
+) -> _Chosen:
+    """Read, filter, draw and complete the utterances of one subset; as in `write_manifests`."""
+    entries, bad = _read_entries(utterances, read_text, subset, on_bad_file)
+    passed, too_short, too_long = _filter(entries, *durations_s)
+    drawn = _draw(passed, limit, seed)
+    not_drawn = len(passed) - len(drawn)
+    if complete is not None:
+        drawn, incomplete = _complete(drawn, complete, subset, on_bad_file)
+        bad |= incomplete
+    counts = SubsetCounts(
+        utterances=len(drawn),
+        hours=sum(entry["duration"] for entry in drawn.values()) / 3600,
+        speakers=len({entry["speaker"] for entry in drawn.values()}),
+        bad=len(bad),
+        too_short=len(too_short),
+        too_long=len(too_long),
+        not_drawn=not_drawn,
+    )
+    return _Chosen(drawn, bad | too_short | too_long, counts)
+
+
+def _report(
+    subset: str, utterances: Sequence[Utterance], count: SubsetCounts, folder: Path
+) -> None:
+    """Log what became of a wanted subset; ValueError if nothing is left of it."""
+    logger.info(
+        "%s: %d utterances, %.4g hours, %d speakers; left out: %d bad, %d too short, "
+        "%d too long, %d not drawn",
+        subset,
+        *count,
+    )
+    if not count.utterances:
+        raise ValueError(_nothing_left(subset, utterances, count, folder))
 
 
 def _read_all(
@@ -423,10 +467,10 @@ def _double_braces(text: str) -> str:
 
 
 def _nothing_left(
-    subset: str, utterances: Sequence[Utterance] | None, count: SubsetCounts, folder: Path
+    subset: str, utterances: Sequence[Utterance], count: SubsetCounts, folder: Path
 ) -> str:
     return (
-        f"no utterance left in subset '{subset}': of {len(utterances or ())} audio files "
+        f"no utterance left in subset '{subset}': of {len(utterances)} audio files "
         f"{count.bad} are bad, {count.too_short} shorter than min_duration_s, {count.too_long} "
         f"longer than max_duration_s, {count.not_drawn} not drawn; see {folder / 'bad_files.tsv'}"
     )
