@@ -13,6 +13,7 @@ from tests.pages import read_page, rows_of
 
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 CODECS = ("FocalCodec@50", "FocalCodec@12.5")
+SAVED = "JSON.parse(localStorage.getItem(storageName))"
 
 
 @pytest.fixture(scope="module")
@@ -375,7 +376,7 @@ def test_closing_a_tab_that_was_left_behind_loses_nothing(listening):
     rate_all(current, [1, 2, 3])
     ready(current)
     stale.goto("about:blank")
-    assert current.evaluate("stored().step") == 1
+    assert current.evaluate(f"{SAVED}.step") == 1
     current.reload()
     ready(current)
     assert current.inner_text("#step") == "Recording 1 of 2"
@@ -393,17 +394,17 @@ def test_tab_that_was_left_behind_goes_on_from_what_was_saved(listening):
     stale.wait_for_function("byId('step').textContent === 'Recording 1 of 2'")
     ready(stale)
     assert "33" in stale.locator("#conditions output").all_inner_texts()
-    assert stale.evaluate("stored().step") == 1
+    assert stale.evaluate(f"{SAVED}.step") == 1
 
 
 def test_time_is_saved_when_the_only_tab_is_closed(listening):
     begin(listening)
     listening.locator("#conditions button").nth(1).click()
-    before = listening.evaluate("stored().answers[trial.id].seconds")
+    before = listening.evaluate(f"{SAVED}.answers[trial.id].seconds")
     listening.wait_for_function("answersOf(trial).seconds > 0.3")
     listening.reload()
     ready(listening)
-    assert listening.evaluate("stored().answers[trial.id].seconds") > before
+    assert listening.evaluate(f"{SAVED}.answers[trial.id].seconds") > before
 
 
 def test_nothing_that_is_shown_or_stored_names_a_codec(listening, output):

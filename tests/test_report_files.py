@@ -95,7 +95,7 @@ def test_spectrograms_share_one_scale_bass_at_the_bottom(tmp_path):
     assert light[1].max() < light[0].max() - 20
 
 
-@pytest.mark.parametrize("name", ["$x_1$", "_hidden", r"a\alpha\$b$", "$", "x", "b" * 60])
+@pytest.mark.parametrize("name", ["$x_1$", "_hidden", r"a\alpha\$b$", "$", "x"])
 def test_figures_of_odd_content_can_be_drawn(name, tmp_path):
     """Names are written as they are, neither as formulas nor left out."""
     points = [Point(name, 0.5, 3.0, True), Point("other", 0.5, 3.0, True, 2.9, 3.1)]
@@ -119,6 +119,26 @@ def test_training_runs_give_curves(decoder_run, tmp_path):
     (figure,) = section.all("img")
     text = (tmp_path / "out" / figure.attributes["src"]).read_text()
     assert "feature_matching" in text and "optimizer step" in text
+
+
+@pytest.mark.parametrize("bitrate", [0.1, 9.0], ids=["left", "right"])
+def test_long_names_stay_inside_their_figures(bitrate, tmp_path):
+    """A name loses its middle, and is written on the side where there is room."""
+    name = "FocalCodec@50 (weights " + "/checkpoints/experiments" * 3 + ", topk 4)"
+    other = Point("x", 9.1 - bitrate, 3.0, True)
+    points = [Point(name, bitrate, 3.0 + 0.001 * place, True) for place in range(3)]
+    plot_bitrate("title", [*points, other], tmp_path / "a.svg")
+    plot_code_usage({name: [[1, 2]]}, tmp_path / "b.svg")
+    plot_ratings({name: [1, 2]}, tmp_path / "c.svg")
+    for path in tmp_path.glob("*.svg"):
+        texts = [n for n in ElementTree.parse(path).iter() if n.tag.endswith("text")]
+        found = [node for node in texts if node.text.startswith("FocalCodec@50")]
+        assert found and all(
+            node.text.endswith("topk 4)") and len(node.text) == 40 for node in found
+        )
+        if path.stem == "a":
+            anchor = "start" if bitrate < 1 else "end"
+            assert any(f"text-anchor: {anchor}" in node.get("style") for node in found)
 
 
 def write_training(folder, *lines):

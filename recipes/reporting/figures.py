@@ -12,6 +12,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from recipes.reporting.svg import INK, MARKERS, MUTED, SERIES, STYLE, plain, save
 
+_LONGEST_NAME = 40  # letters; the table beside a figure has it whole
+
 
 class Point(NamedTuple):
     """One codec in a plot over bitrate; ``low`` and ``high`` bound its interval if it has one."""
@@ -69,7 +71,7 @@ def plot_code_usage(counts: Mapping[str, Sequence[Sequence[int]]], path: Path) -
     path : SVG to write.
     """
     with matplotlib.rc_context(STYLE):
-        figure, panel = _one_panel(7.4, 4)
+        figure, panel = _one_panel(5.6, 3.6)
         lines = {}
         for place, (name, books) in enumerate(counts.items()):
             for number, book in enumerate(books):
@@ -91,7 +93,7 @@ def plot_code_usage(counts: Mapping[str, Sequence[Sequence[int]]], path: Path) -
         panel.set_xlim(0, 1.02)
         panel.set_xlabel("rank of the code / codebook size")
         panel.set_ylabel("frequency / that of a uniform use")
-        panel.legend(list(lines.values()), [plain(name) for name in lines], loc="upper right")
+        panel.legend(list(lines.values()), [_short(name) for name in lines], loc="upper right")
         save(figure, path)
 
 
@@ -147,7 +149,9 @@ def plot_ratings(ratings: Mapping[str, Sequence[float]], path: Path) -> None:
     names = list(ratings)
     with matplotlib.rc_context(STYLE):
         figure, panel = _one_panel(
-            5.6, 0.95 + 0.44 * len(names), left=0.3 + 0.085 * max(map(len, names))
+            5.6,
+            0.95 + 0.44 * len(names),
+            left=0.3 + 0.085 * min(_LONGEST_NAME, max(map(len, names))),
         )
         line = {"color": MUTED, "linewidth": 1}
         panel.boxplot(
@@ -163,7 +167,7 @@ def plot_ratings(ratings: Mapping[str, Sequence[float]], path: Path) -> None:
         for place, values in enumerate(ratings.values(), 1):
             spread = np.random.default_rng(place).uniform(-0.18, 0.18, len(values))
             panel.plot(values, place + spread, ".", color=SERIES[0], alpha=0.35, markersize=4)
-        panel.set_yticks(range(1, len(names) + 1), [plain(name) for name in names])
+        panel.set_yticks(range(1, len(names) + 1), [_short(name) for name in names])
         panel.tick_params(axis="y", labelcolor=INK, labelsize=9)
         panel.invert_yaxis()
         panel.grid(axis="y", visible=False)
@@ -221,7 +225,8 @@ def _label_points(panel: Axes, points: Sequence[Point], ours: Sequence[str]) -> 
     for index in sorted(range(len(points)), key=lambda i: not points[i].is_ours):
         point, (x, y) = points[index], at[index]
         size = 8.5 if point.is_ours else 7.5
-        width, height = 0.78 * size * len(point.name), 1.35 * size  # pixels at 100 dpi
+        name = _short(point.name)
+        width, height = 0.78 * size * len(name), 1.35 * size  # pixels at 100 dpi
         for dx, dy, side in places:
             start = x + dx - {"left": 0, "right": width, "center": width / 2}[side]
             box = (start, y + dy - 1, start + width, y + dy + height)
@@ -231,13 +236,14 @@ def _label_points(panel: Axes, points: Sequence[Point], ours: Sequence[str]) -> 
         else:
             if not point.is_ours:
                 continue  # its mark stays, its numbers are in the table
-            dx, dy, side = places[0]
-            box = (x + dx, y + dy, x + dx + width, y + dy + height)
+            dx, dy, side = places[0] if x < (left + right) / 2 else places[1]
+            start = x + dx - (width if side == "right" else 0)
+            box = (start, y + dy, start + width, y + dy + height)
         taken.append(box)
         color = SERIES[ours.index(point.name) % len(SERIES)] if point.is_ours else MUTED
         weight = "bold" if point.is_ours else "normal"
         panel.annotate(
-            plain(point.name),
+            name,
             (point.bitrate, point.value),
             xytext=(dx * 0.72, dy * 0.72),
             textcoords="offset points",
@@ -246,6 +252,13 @@ def _label_points(panel: Axes, points: Sequence[Point], ours: Sequence[str]) -> 
             color=color,
             fontweight=weight,
         )
+
+
+def _short(name: str) -> str:
+    """Text of a name in a figure: a long one without its middle."""
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:24]}…{name[25 - _LONGEST_NAME :]}"
+    return plain(name)
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
