@@ -187,6 +187,8 @@ def _one_panel(width: float, height: float, *, left: float = 0.65) -> tuple[Figu
 
 def _bitrate_axis(panel: Axes, bitrates: Sequence[float]) -> None:
     panel.set_xlabel("bitrate (kbit/s)")
+    if min(bitrates) == max(bitrates) > 0:
+        panel.set_xlim(0.5 * bitrates[0], 1.5 * bitrates[0])  # its own choice magnifies nothing
     if min(bitrates) > 0 and max(bitrates) > 2.5 * min(bitrates):
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 3, 5)))
@@ -221,12 +223,14 @@ def _label_points(panel: Axes, points: Sequence[Point], ours: Sequence[str]) -> 
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
     left, _, right, _ = panel.bbox.extents
     places = ((8, -4, "left"), (-8, -4, "right"), (0, 8, "center"), (0, -16, "center"))
-    places += ((8, 8, "left"), (-8, 8, "right"), (8, -16, "left"), (-8, -16, "right"))
+    for dy in (10, -18, 24, -32):
+        places += ((8, dy, "left"), (-8, dy, "right"), (0, 1.25 * dy, "center"))
     for index in sorted(range(len(points)), key=lambda i: not points[i].is_ours):
         point, (x, y) = points[index], at[index]
         size = 8.5 if point.is_ours else 7.5
         name = _short(point.name)
-        width, height = 0.78 * size * len(name), 1.35 * size  # pixels at 100 dpi
+        letter = 0.89 if point.is_ours else 0.8  # of a wide font, ours bold; pixels at 100 dpi
+        width, height = letter * size * len(name), 1.35 * size
         for dx, dy, side in places:
             start = x + dx - {"left": 0, "right": width, "center": width / 2}[side]
             box = (start, y + dy - 1, start + width, y + dy + height)

@@ -150,7 +150,7 @@ def _size(runs: Sequence[Evaluation]) -> str:
         utterances, hours = run.dataset.get("utterances"), run.dataset.get("hours")
         text = "size not recorded" if utterances is None else f"{utterances} utterances"
         if isinstance(hours, int | float):
-            text += f", {hours:.2f} h"
+            text += f", {hours:.2f} h" if hours >= 1 else f", {60 * hours:.1f} min"
         sizes.setdefault(text, []).append(names[run.folder])
     if len(sizes) == 1:
         return f"{next(iter(sizes))}."
