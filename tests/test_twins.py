@@ -8,7 +8,7 @@ import soundfile
 from hyperpyyaml import load_hyperpyyaml
 
 from recipes.common.mixing import load_input, load_reference, load_target
-from recipes.corpora import twins
+from recipes.corpora import synthetic, twins
 from tests.corpus_trees import LIMITS, manifest, rows, tree_hash
 
 SIZE = {"speakers": 2, "utterances": 2, "seed": 3}
@@ -27,6 +27,7 @@ BLOCKS = {
     "folder": ("noisy/speech", 4, 2),
     "multilingual_folder": ("mls", 28, 14),
     "parallel": ("vctk", 5, 2),
+    "synthetic": ("synthetic", 4, 2),
 }
 
 
@@ -37,6 +38,10 @@ def twin_folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("twins")
 
     def make(name: str) -> Path:
+        if name == "synthetic":  # the demo's corpus, of which a part is held out
+            return synthetic.generate(
+                root / name, speakers=1, heldout_speakers=2, utterances=2, seed=3
+            )
         size = SIZE | (VCTK_SIZE if name == "vctk" else {})
         return twins.generate(name, root / name, **size)
 

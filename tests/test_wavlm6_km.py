@@ -67,7 +67,8 @@ def test_centroids_settle_and_the_run_tells_how_good_they_are(kmeans_run):
 def test_run_folder_says_what_was_run_on_what(kmeans_run):
     description = json.loads((kmeans_run / "run.json").read_text())
     assert description["parameters"] == {"encoder": 0, "kmeans": 16 * 80}
-    assert description["command"].startswith("python -m ")
+    assert description["command"].startswith("python ")
+    assert "hparams/kmeans.yaml" in description["command"]
 
 
 def test_settled_run_goes_no_further_and_a_lower_tolerance_lets_it(corpus, kmeans_run, tmp_path):

@@ -135,7 +135,8 @@ class SigDataset(DynamicItemDataset):
 
     Parameters
     ----------
-    entries : manifest, paths and languages filled in; ``num_samples`` counted at ``sample_rate``.
+    entries : manifest, paths filled in; ``num_samples`` counted at ``sample_rate``. Without a
+        ``language`` an entry is English.
     sample_rate : Hz.
     on_bad_file : "skip" or "raise".
     bad_files : tsv file to which "skip" appends.
@@ -160,7 +161,7 @@ class SigDataset(DynamicItemDataset):
         self.bad_files = bad_files
         self.crops = crops
         self.cache = cache
-        super().__init__(dict(entries))
+        super().__init__({key: {"language": "en", **entry} for key, entry in entries.items()})
         keys = ["sig"] if with_sig else []
         self.add_dynamic_item(self._load, takes=["wav", "num_samples"], provides="sig")
         if crops is not None and cache is not None:
@@ -308,7 +309,6 @@ def make_dataset(
             new_sample_rate=sample_rate,
         )
         entry.setdefault("text", None)
-        entry.setdefault("language", "en")
     return SigDataset(
         {utt_id: entries[utt_id] for utt_id in ids},
         sample_rate=sample_rate,
