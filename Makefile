@@ -1,5 +1,6 @@
 # Two commands: `make demo` (train, export and use a small codec) and `make test`. Each makes its own environment.
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python
 
@@ -11,7 +12,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	HF_HUB_OFFLINE=1 $(PY) -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.test
 	$(PY) -m ruff check --fix .

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from recipes.common.brain import CodecBrain, Update, unwrapped
+from recipes.common.crops import cut
 from recipes.common.ema import MovingAverage
 from recipes.common.experiment import run_experiment
 
@@ -28,6 +29,7 @@ class DecoderBrain(CodecBrain):
     """Adversarial training on segments, log-mel distance on whole utterances."""
 
     selection_key = "mel"
+    trains_on_sig = True
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -117,16 +119,15 @@ class DecoderBrain(CodecBrain):
             feats, sig = batch.feats.data.float(), batch.segments.data
             return feats.flatten(0, 1), sig.flatten(0, 1), sig.new_zeros(())
         feats, mask = self.features(batch)
-        sig = self.whole_frames(batch, feats.shape[1]).unflatten(1, (feats.shape[1], -1))
+        sig = self.frozen.whole_frames(batch, feats.shape[1]).unflatten(1, (feats.shape[1], -1))
         frames = batch.frames.data  # (B, K, segment_frames)
-        rows = torch.arange(len(feats), device=feats.device)[:, None, None]
-        cut_feats, cut_sig = feats[rows, frames], sig[rows, frames]
-        return cut_feats.flatten(0, 1), cut_sig.flatten(0, 1).flatten(1), 1 - mask.float().mean()
+        cut_feats, cut_sig = cut(feats, frames=frames), cut(sig, frames=frames)
+        return cut_feats, cut_sig.flatten(1), 1 - mask.float().mean()
 
     def evaluate_terms(self, batch: Any, stage: sb.Stage) -> tuple[dict[str, float], float]:
         """Log-mel distance of whole utterances, mean over utterances."""
         feats, mask = self.features(batch)
-        ref_sig = self.whole_frames(batch, feats.shape[1])
+        ref_sig = self.frozen.whole_frames(batch, feats.shape[1])
         decoder = self.modules.decoder if self.average is None else self.average.module
         rec_sig = decoder(feats, mask=mask).float()
         sizes = (mask.sum(1) * self.encoder.hop_length).tolist()

@@ -2,9 +2,11 @@
 
     python train_quantizer.py hparams/bsq.yaml --data_folder LIBRITTS --decoder_checkpoint RUN
 
-Whole utterances, masked mean squared error plus the terms that the quantizer has (BSQ: entropy).
-With a decoder checkpoint every validation decodes audio, from tokens (``hyp``) and from unquantized
-features (``rec``, the upper bound); without one it reports features and code usage only.
+Whole utterances, or segments where the YAML has ``segment_frames``; masked mean squared error plus
+the terms that the quantizer has (BSQ: entropy). With a decoder checkpoint every validation decodes
+audio, from tokens (``hyp``) and from unquantized features (``rec``, the upper bound); without one
+it reports features and code usage only. With hparams/wavlm6_km.yaml it trains the dequantizer of
+the baseline WavLM6-KM on the centroids of ``recipes/train_kmeans.py``.
 """
 
 import logging
@@ -22,7 +24,9 @@ from focalcodec.masking import masked_mean
 from recipes.common.brain import CodecBrain, Update
 from recipes.common.code_usage import CodeUsage
 from recipes.common.experiment import run_experiment
+from recipes.common.feature_moments import FeatureMoments
 from recipes.common.fingerprint import fingerprint
+from recipes.common.kmeans import load_centroids
 from recipes.common.run_folder import read_description
 from recipes.common.weights import load_parameters
 
@@ -58,6 +62,7 @@ class QuantizerBrain(CodecBrain):
         for module in (self.codec.compressor, self.codec.decompressor):
             module.recomputes = self.hparams.recompute_activations
         self.code_usage = CodeUsage(self.codec.codebook_size)
+        self._fill_quantizer()
         self.decodes = self.hparams.decoder_checkpoint is not None
         if self.decodes:
             self._check_features_of(Path(self.hparams.decoder_checkpoint))
@@ -68,6 +73,13 @@ class QuantizerBrain(CodecBrain):
             logger.warning(
                 "decoder_checkpoint is null: validation reports features and code usage, no audio"
             )
+
+    def _fill_quantizer(self) -> None:
+        """Load the weights of a quantizer that has some, unless a checkpoint or a codec does."""
+        checkpoint = getattr(self.hparams, "kmeans_checkpoint", None)
+        is_filled = checkpoint is None and self.hparams.init_from is not None
+        if not is_filled and not self.checkpointer.list_checkpoints():
+            load_centroids(self.codec.quantizer, checkpoint, encoder=self.encoder)
 
     def _check_features_of(self, decoder_run: Path) -> None:
         """Refuse a decoder that was trained on other features, where its run folder tells."""
@@ -80,8 +92,8 @@ class QuantizerBrain(CodecBrain):
             )
 
     def start_from(self) -> dict[str, nn.Module]:
-        """Fine-tune compressor and decompressor."""
-        return dict(self.modules.items())
+        """Fine-tune compressor and decompressor, around the codec's quantizer."""
+        return {**self.modules, "quantizer": self.hparams.codec.quantizer}
 
     def optimized(self) -> dict[str, nn.Module]:
         """One optimizer for compressor and decompressor together."""
@@ -89,7 +101,7 @@ class QuantizerBrain(CodecBrain):
 
     def quantize(self, batch: Any) -> Quantization:
         """Send a batch through compressor, quantizer and decompressor."""
-        feats, mask = self.features(batch)
+        feats, mask = self.segment_features(batch)
         lats = self.modules.compressor(feats, mask=mask)
         tok_mask = mask[:, :: math.prod(self.codec.compressor.downscale_factors)]
         toks, codes = self.codec.quantizer(lats, mask=tok_mask)
@@ -105,12 +117,11 @@ class QuantizerBrain(CodecBrain):
     def _quantizer_terms(self, lats: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Terms that the quantizer asks for; not every one has an entropy or a commitment."""
         terms = {}
-        entropy = self.codec.quantizer.entropy_loss(
-            lats,
-            mask=mask,
-            inverse_temperature=self.hparams.inverse_temperature,
-            diversity_weight=self.hparams.diversity_weight,
-        )
+        options = {}
+        if hasattr(self.hparams, "entropy_weight"):
+            options["inverse_temperature"] = self.hparams.inverse_temperature
+            options["diversity_weight"] = self.hparams.diversity_weight
+        entropy = self.codec.quantizer.entropy_loss(lats, mask=mask, **options)
         if entropy is not None:
             terms["entropy"] = entropy.loss
             terms["sample_entropy"] = entropy.sample_entropy
@@ -187,25 +198,6 @@ def rank_share(count: Tensor) -> Tensor:
     total = count.clone()
     torch.distributed.all_reduce(total)
     return count * torch.distributed.get_world_size() / total
-
-
-class FeatureMoments:
-    """Mean and variance of features per channel over a stage, in float64."""
-
-    def __init__(self) -> None:
-        self.count, self.sum, self.sum_of_squares = 0, 0.0, 0.0
-
-    def append(self, feats: Tensor) -> None:
-        """Add features (M, H) of real frames."""
-        feats = feats.double()
-        self.count += feats.shape[0]
-        self.sum = self.sum + feats.sum(dim=0)
-        self.sum_of_squares = self.sum_of_squares + feats.square().sum(dim=0)
-
-    def variance(self) -> float:
-        """Variance over frames, mean over channels."""
-        mean = self.sum / self.count
-        return float((self.sum_of_squares / self.count - mean.square()).mean())
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ class OurStep:
         for module in self.brain.modules.values():
             if hasattr(module, "recomputes"):
                 module.recomputes = recomputes
-        terms = self.brain._train_on(batch, group=1, should_step=True).terms
+        terms = self.brain.train_on(batch, group=1, should_step=True).terms
         names = ("loss",) if "loss" in terms else ("discriminator", "decoder")
         return {name: terms[name] for name in names}
 
@@ -281,7 +281,8 @@ def make_loads(
     if variant.cached:
         described = describe_encoder(step.encoder, fingerprint(step.encoder))
         cache = FeatureCache(setting.folder / "cache", encoder=described)
-    options = {"crops": crops, "cache": cache, "with_sig": not variant.cached}
+    with_sig = crops is not None or not variant.cached
+    options = {"crops": crops, "cache": cache, "with_sig": with_sig}
     loads = []
     for entries in entries_of(setting, variant):
         dataset = SigDataset(entries, sample_rate=SAMPLE_RATE, on_bad_file="raise", **options)

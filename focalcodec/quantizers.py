@@ -2,8 +2,9 @@
 
 Pipeline position: compressor -> lats (B, L, D) -> **quantizer** -> toks (B, L), codes (B, L, D) ->
 decompressor. Binary spherical quantization [1]_ is the paper's choice; lookup-free quantization
-[2]_ is the same without the sphere; finite scalar quantization is in `focalcodec.fsq`. None has
-parameters or anything in a state dict, and one class serves training and inference.
+[2]_ is the same without the sphere; finite scalar quantization is in `focalcodec.fsq`. None of
+these has anything in a state dict; the centroids of `focalcodec.kmeans` are the only weights that a
+quantizer has. One class serves training and inference.
 
 What a quantizer adds to the training loss it says itself: `entropy_loss` (sign codes) and
 `commitment_loss` (LFQ) are None where the method has no such term.
@@ -126,8 +127,7 @@ class Quantizer(nn.Module):
         if mask is not None:
             padding = ~_checked_mask(mask, lats)
             lats = lats.masked_fill(padding[..., None], 0.0)
-        codes = self.lats_to_codes(lats)
-        toks = self.codes_to_toks(codes)
+        toks, codes = self._quantize(lats)
         if torch.is_grad_enabled() and lats.requires_grad:
             projected = self._project(lats)
             # The difference is exactly 0 (NaN for a NaN latent, so that training notices).
@@ -140,6 +140,11 @@ class Quantizer(nn.Module):
     def lats_to_toks(self, lats: Tensor) -> Tensor:
         """Tokens (...) int64 of latents (..., D): `lats_to_codes`, then `codes_to_toks`."""
         return self.codes_to_toks(self.lats_to_codes(lats))
+
+    def _quantize(self, lats: Tensor) -> Quantized:
+        """Tokens and codes of checked latents; no gradient."""
+        codes = self.lats_to_codes(lats)
+        return Quantized(self.codes_to_toks(codes), codes)
 
     def _checked_vectors(self, x: Tensor, *, name: str) -> Tensor:
         """``x`` in float32 or float64, after checking that it is (..., D) floating point."""

@@ -26,11 +26,11 @@ from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAMLError
 from speechbrain.utils.distributed import run_on_main
 
+from recipes.common.command_line import parse_command_line
 from recipes.common.dataio import make_dataset
 from recipes.common.experiment import (
     config_hash,
     load_encoder,
-    parse_command_line,
     prepare_data,
     refuse_augmented,
 )

@@ -4,31 +4,28 @@
 
 Makes a LibriTTS-shaped corpus with espeak-ng, trains both stages with the real scripts and YAMLs
 (small blocks, log-mel features), side by side as they would run on one GPU, exports one codec,
-encodes and decodes an utterance of a speaker that it never heard, and writes ``results/demo``. The
-codec is far too small and too briefly trained to sound good; everything it goes through is what a
-real one goes through.
+evaluates it on speakers that it never heard, on noisy speech, on voice conversion and chunk by
+chunk, and makes the report of all that. The codec is far too small and too briefly trained to sound
+good; everything it goes through is what a real one goes through.
 """
 
 import argparse
-import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import soundfile
-import torch
-
-from focalcodec import FocalCodec
-from recipes.common import dataio
-from recipes.common.code_usage import CodeUsage
-from recipes.common.files import write_json
-from recipes.common.plots import plot_losses, plot_mels, read_steps
-from recipes.common.run_folder import git_state
-from recipes.corpora import synthetic
+from recipes.codecs.focalcodec import FocalCodec
+from recipes.common.files import read_json, write_json
+from recipes.common.fingerprint import weights_hash
+from recipes.common.plots import plot_losses, read_steps
+from recipes.common.run_folder import git_state, read_description
+from recipes.corpora import synthetic, twins
 from recipes.export import export
 
 logger = logging.getLogger("demo")
@@ -62,6 +59,14 @@ TERMS = {
     "decoder": ["mel", "feature_matching", "adversarial", "discriminator"],
     "quantizer": ["reconstruction", "entropy", "sample_entropy", "codebook_entropy"],
 }
+# Name -> task, test set's block, and the twin to make for it; None: speakers of the demo's corpus.
+EVALUATIONS = {
+    "resynthesis": ("resynthesis", "synthetic", None),
+    "noisy": ("resynthesis", "voicebank", "voicebank"),
+    "voice_conversion": ("voice_conversion", "vctk_pairs", "vctk"),
+    "streaming": ("streaming", "synthetic", None),
+    "speed": ("speed", None, None),
+}
 
 
 def run(output: Path, *, steps: dict[str, int], utterances: int) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def run(output: Path, *, steps: dict[str, int], utterances: int) -> dict[str, An
 
     Parameters
     ----------
-    output : folder to write; stages that are finished there are not trained again.
+    output : folder to write; what is finished there is not done again.
     steps : optimizer steps of each stage.
     utterances : training utterances per speaker.
 
@@ -79,15 +84,20 @@ def run(output: Path, *, steps: dict[str, int], utterances: int) -> dict[str, An
     """
     started = time.monotonic()
     corpus = output / "corpus"
-    logger.info("1/4 synthesise a corpus: %s", corpus)
+    logger.info("1/5 synthesise a corpus: %s", corpus)
     synthetic.generate(corpus, utterances=utterances)
-    logger.info("2/4 train both stages side by side: %s", output)
-    train(output, corpus, steps)
-    logger.info("3/4 export: %s", output / "codec")
+    logger.info("2/5 train both stages side by side: %s", output)
+    run_side_by_side(training_commands(output, corpus, steps), logs=output)
+    logger.info("3/5 export: %s", output / "codec")
     export(output / "decoder", output / "quantizer", output / "codec")
-    logger.info("4/4 encode and decode a held-out speaker")
+    logger.info("4/5 evaluate on test sets that it never heard: %s", output / "evaluation")
+    evaluate(output, corpus)
+    logger.info("5/5 report: %s", output / "report")
+    folders = [str(output / name) for name in ("evaluation", "decoder", "quantizer")]
+    report = ["-m", "recipes.report", *folders, "-o", str(output / "report")]
+    run_side_by_side({"report": report}, logs=output)
     metrics = {
-        **use(output, corpus),
+        **results(output),
         "losses": {stage: first_and_last(output / stage, TERMS[stage]) for stage in STAGES},
         "steps": steps,
         "seconds": round(time.monotonic() - started, 1),
@@ -98,64 +108,92 @@ def run(output: Path, *, steps: dict[str, int], utterances: int) -> dict[str, An
     return metrics
 
 
-def train(output: Path, corpus: Path, steps: dict[str, int]) -> None:
-    """Run both training scripts at once, one core each; their consoles go to ``STAGE.log``."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = {}
-    for stage, command in STAGES.items():
-        options = [
+def training_commands(output: Path, corpus: Path, steps: dict[str, int]) -> dict[str, list[str]]:
+    """Words after ``python`` of each stage."""
+    return {
+        stage: [
+            *command,
+            *COMMON,
             f"--data_folder={corpus}",
             f"--output_folder={output / stage}",
             f"--optimizer_step_limit={steps[stage]}",
         ]
-        words = [sys.executable, *command, *COMMON, *options]
-        with open(output / f"{stage}.log", "w", encoding="utf-8") as log:
-            processes[stage] = subprocess.Popen(
-                words, stdout=log, stderr=subprocess.STDOUT, env=environment
+        for stage, command in STAGES.items()
+    }
+
+
+def evaluate(output: Path, corpus: Path) -> None:
+    """Run every evaluation, two at a time; those of a codec that has changed since begin anew."""
+    codec = weights_hash(FocalCodec(checkpoint=output / "codec"))
+    for folder in (output / "evaluation").glob("*/"):
+        description = read_description(folder)
+        if description is not None and description["codec"] != codec:
+            shutil.rmtree(folder)
+    commands = {}
+    for name, (task, dataset, twin) in EVALUATIONS.items():
+        words = [
+            "-m",
+            "recipes.evaluate",
+            task,
+            "--codec=!include:codec/focalcodec.yaml",
+            f"--codec_checkpoint={output / 'codec'}",
+            f"--output_folder={output / 'evaluation' / name}",
+            "--offline",
+            "--device=cpu",
+        ]
+        if dataset is not None:
+            data = corpus if twin is None else output / "twins" / twin
+            if twin is not None:
+                twins.generate(twin, data)
+            words += [f"--data_folder={data}", f"--dataset=!include:dataset/{dataset}.yaml"]
+            words.append("--max_test_utterances=8")
+        commands[name] = words
+    names = list(commands)
+    for pair in (names[i : i + 2] for i in range(0, len(names), 2)):
+        run_side_by_side({name: commands[name] for name in pair}, logs=output / "evaluation")
+
+
+def run_side_by_side(commands: Mapping[str, Sequence[str]], *, logs: Path) -> None:
+    """Run Python commands at once, one core each; their consoles go to ``NAME.log``.
+
+    Raises
+    ------
+    RuntimeError : if one of them fails; the end of its log is printed.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    logs.mkdir(parents=True, exist_ok=True)
+    processes = {}
+    for name, words in commands.items():
+        with open(logs / f"{name}.log", "w", encoding="utf-8") as log:
+            processes[name] = subprocess.Popen(
+                [sys.executable, *words], stdout=log, stderr=subprocess.STDOUT, env=environment
             )
-    failed = {stage: code for stage, process in processes.items() if (code := process.wait()) != 0}
-    for stage, code in failed.items():
-        text = (output / f"{stage}.log").read_text(encoding="utf-8")
-        logger.error("stage %s ended with status %d:\n%s", stage, code, text[-3000:])
+    failed = {name: code for name, process in processes.items() if (code := process.wait()) != 0}
+    for name, code in failed.items():
+        text = (logs / f"{name}.log").read_text(encoding="utf-8")
+        logger.error("%s ended with status %d:\n%s", name, code, text[-3000:])
     if failed:
-        raise RuntimeError(f"training failed: {', '.join(failed)}; see {output}/STAGE.log")
+        raise RuntimeError(f"failed: {', '.join(failed)}; see {logs}/NAME.log")
 
 
-def use(output: Path, corpus: Path) -> dict[str, Any]:
-    """Encode and decode held-out speech with the exported folder alone; write the audio."""
-    codec = FocalCodec.from_pretrained(output / "codec")
-    manifest = json.loads((output / "quantizer" / "test.json").read_text(encoding="utf-8"))
-    usage, seconds, elapsed = CodeUsage(codec.codebook_size), 0.0, {"encode": 0.0, "decode": 0.0}
-    signals: dict[str, torch.Tensor] = {}
-    shown = sorted(manifest, key=lambda name: manifest[name]["duration"])[len(manifest) // 2]
-    for name, entry in manifest.items():
-        path = entry["wav"].format(data_root=corpus)
-        ref_sig = dataio.load_sig(path, sample_rate=codec.sample_rate)
-        with torch.inference_mode():
-            start = time.perf_counter()
-            toks = codec.sig_to_toks(ref_sig[None])
-            middle = time.perf_counter()
-            hyp_sig = codec.toks_to_sig(toks, num_samples=len(ref_sig))[0]
-            end = time.perf_counter()
-            if name == shown:
-                rec_sig = codec.feats_to_sig(codec.sig_to_feats(ref_sig[None]))[0, : len(ref_sig)]
-                signals = {"reference": ref_sig, "features": rec_sig, "tokens": hyp_sig}
-        usage.append(toks)
-        seconds += len(ref_sig) / codec.sample_rate
-        elapsed["encode"] += middle - start
-        elapsed["decode"] += end - middle
-    for name, sig in signals.items():
-        soundfile.write(output / f"{name}.wav", sig.numpy(), codec.sample_rate)
-    plot_mels(signals, output / "mels.png", sample_rate=codec.sample_rate)
-    test = json.loads((output / "quantizer" / "metrics.json").read_text(encoding="utf-8"))["test"]
+def results(output: Path) -> dict[str, Any]:
+    """Facts about the codec, from the files of its runs."""
+    test = read_json(output / "quantizer" / "metrics.json")["test"]
+    found = {name: read_json(output / "evaluation" / name / "metrics.json") for name in EVALUATIONS}
+    codec = found["resynthesis"]["codec"]
+    speed = found["speed"]["scores"]
     return {
-        "test_seconds": round(seconds, 2),
         "feature_mse": test["reconstruction"],
         "feature_variance": test["feature_variance"],
-        **usage.summarize(),
-        "token_rate": codec.token_rate,
-        "bitrate": codec.bitrate,
-        "real_time_factor": {name: value / seconds for name, value in elapsed.items()},
+        **found["resynthesis"]["code_usage"],
+        "token_rate": codec["token_rate"],
+        "bitrate": codec["bitrate"],
+        "real_time_factor": {step: speed[f"rtf_{step}"]["mean"] for step in ("encode", "decode")},
+        "mel_distance": {
+            name: result["scores"]["hyp_mel_distance"]["mean"]
+            for name, result in found.items()
+            if "hyp_mel_distance" in result["scores"]
+        },
     }
 
 
@@ -172,13 +210,15 @@ def table(metrics: dict[str, Any]) -> str:
         for term, value in terms.items():
             lines.append(f"{stage + ' ' + term:34}{value['first']:12.4f}{value['last']:12.4f}")
     factor = metrics["real_time_factor"]
+    distances = ", ".join(f"{name} {value:.3f}" for name, value in metrics["mel_distance"].items())
     lines += [
         "",
         f"feature MSE {metrics['feature_mse']:.4f}, variance {metrics['feature_variance']:.4f}",
         f"codes used {metrics['used_codes']:.0f} ({100 * metrics['code_usage']:.1f} %), "
         f"normalised entropy {metrics['normalised_entropy']:.3f}",
-        f"{metrics['bitrate']:g} bit/s; real-time factor encode {factor['encode']:.4f}, "
-        f"decode {factor['decode']:.4f}",
+        f"{metrics['bitrate']:g} bit/s; {factor['encode']:.0f} and {factor['decode']:.0f} times "
+        "faster than real time at encoding and decoding",
+        f"log-mel distance: {distances}",
     ]
     return "\n".join(lines)
 
@@ -200,8 +240,8 @@ def main(argv: list[str]) -> int:
     steps = {"decoder": arguments.decoder_steps, "quantizer": arguments.quantizer_steps}
     metrics = run(arguments.output, steps=steps, utterances=arguments.utterances)
     print(table(metrics))
-    print(f"\n{metrics['seconds']:.0f} s. Hear reference.wav, features.wav, tokens.wav; look at")
-    print(f"losses.png and mels.png; use the codec folder codec: all in {arguments.output}")
+    print(f"\n{metrics['seconds']:.0f} s. Open {arguments.output / 'report' / 'index.html'} in a")
+    print(f"browser: scores, audio, spectrograms. The codec is {arguments.output / 'codec'}")
     return 0
 
 

@@ -57,8 +57,11 @@ def export(decoder_run: Path, quantizer_run: Path, output: Path) -> FocalCodec:
             raise ValueError(f"{run} is a run of the other stage; swap --decoder and --quantizer")
     decoder = decoder_stage["modules"]["decoder"]
     load_parameters(decoder, decoder_run, name="decoder", min_key="mel")
-    for name in ("compressor", "decompressor"):
-        load_parameters(quantizer_stage[name], quantizer_run, name=name, min_key="reconstruction")
+    for name in ("compressor", "quantizer", "decompressor"):
+        if quantizer_stage[name].state_dict():
+            load_parameters(
+                quantizer_stage[name], quantizer_run, name=name, min_key="reconstruction"
+            )
     codec = FocalCodec(
         encoder,
         quantizer_stage["compressor"],

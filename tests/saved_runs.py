@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 from collections import namedtuple
 
 import numpy as np
@@ -44,6 +45,13 @@ def in_children(function, *args, num=1):
         outcomes.append(Outcome(child.exitcode, result))
         child.close()
     return outcomes[0] if num == 1 else outcomes
+
+
+def free_port():
+    """Port of this machine at which processes can meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _child(pipe, function, args):

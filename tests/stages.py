@@ -9,11 +9,29 @@ import soundfile
 import speechbrain as sb
 
 from recipes.common.experiment import Experiment, build_experiment, run_experiment
+from recipes.train_kmeans import KMeansBrain
 from train_decoder import DecoderBrain
 from train_quantizer import QuantizerBrain
 
 HPARAMS = Path(__file__).resolve().parents[1] / "hparams"
 STAGES = {"decoder": (DecoderBrain, "vocos.yaml"), "quantizer": (QuantizerBrain, "bsq.yaml")}
+BASELINE = {  # of WavLM6-KM, beside its decoder
+    "kmeans": (KMeansBrain, "kmeans.yaml"),
+    "dequantizer": (QuantizerBrain, "wavlm6_km.yaml"),
+}
+_ALL = STAGES | BASELINE
+_SMALL = {
+    "decoder": {"discriminator": "!include:demo/discriminator.yaml", "lr": 0.001},
+    "quantizer": {"hidden_dims": "[24, 16, 16]", "lr": 0.005},
+    "kmeans": {"codebook_size": 16, "grad_accumulation_factor": 2},
+    "dequantizer": {
+        "codebook_size": 16,
+        "hidden_dim": 32,
+        "num_layers": 2,
+        "ffn_dim": 32,
+        "lr": 0.005,
+    },
+}
 
 
 def write_corpus(folder: Path) -> None:
@@ -37,30 +55,27 @@ def options(stage: str, corpus: Path, output: Path, **overrides) -> list[str]:
         "output_folder": output,
         "dataset": "!include:dataset/libritts100.yaml",
         "encoder": "!include:encoder/logmel.yaml",
-        "decoder": "!include:demo/decoder.yaml",
         "num_workers": 0,
         "batch_size": 2,
         "number_of_epochs": 1,
         "log_interval_steps": 1,
-        "metrics": "[mel_distance]",
         "cost_steps": 0,
+        **_SMALL[stage],
     }
-    if stage == "decoder":
-        values |= {"discriminator": "!include:demo/discriminator.yaml", "lr": 0.001}
-    else:
-        values |= {"hidden_dims": "[24, 16, 16]", "lr": 0.005}
+    if stage != "kmeans":  # which decodes nothing
+        values |= {"decoder": "!include:demo/decoder.yaml", "metrics": "[mel_distance]"}
     words = [f"--{key}={value}" for key, value in (values | overrides).items()]
-    return [str(HPARAMS / STAGES[stage][1]), "--noprogressbar", "--device=cpu", *words]
+    return [str(HPARAMS / _ALL[stage][1]), "--noprogressbar", "--device=cpu", *words]
 
 
 def train(stage: str, corpus: Path, output: Path, **overrides) -> dict:
     """Run a stage to its end; content of its metrics.json."""
-    return run_experiment(STAGES[stage][0], options(stage, corpus, output, **overrides))
+    return run_experiment(_ALL[stage][0], options(stage, corpus, output, **overrides))
 
 
 def build(stage: str, corpus: Path, output: Path, **overrides) -> Experiment:
     """Make a stage's Brain and loaders, up to the first batch."""
-    return build_experiment(STAGES[stage][0], options(stage, corpus, output, **overrides))
+    return build_experiment(_ALL[stage][0], options(stage, corpus, output, **overrides))
 
 
 def steps_of(run: Path) -> list[dict]:

@@ -338,7 +338,7 @@ def test_compile_covers_encoder_and_modules_and_changes_no_loss(
             STAGES[stage][0], [*words, "--compile"] if compiled else words
         )
         start(brain)
-        for module in (brain._encode, *brain.modules.values()):
+        for module in (brain.frozen.encode, *brain.modules.values()):
             assert isinstance(module, torch._dynamo.OptimizedModule) == compiled
         for batch in list(loader)[:2]:
             fit_one(brain, batch)

@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import torch
 
 from recipes.cache_features import main
 from recipes.common.feature_cache import FeatureCache
+from tests.saved_runs import free_port
 
 OPTIONS = {
     "dataset": "!include:dataset/libritts100.yaml",
@@ -108,9 +108,7 @@ def test_two_workers_write_what_one_process_writes(root, corpus, cached, tmp_pat
 
 
 def test_under_torchrun_each_process_is_a_worker(root, corpus, cached, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     words = command(root, corpus, tmp_path / "cache")
     with (

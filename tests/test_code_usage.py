@@ -49,6 +49,29 @@ def test_entropy_stays_between_zero_and_one():
         assert 0 <= summary["normalised_entropy"] <= summary["normalised_entropy_used"] <= 1 + 1e-12
 
 
+def test_several_codebooks_are_counted_one_by_one_and_averaged():
+    toks = torch.tensor([[[0, 3], [0, 2], [1, 1]], [[0, 0], [7, 7], [7, 7]]])  # (B, L, K)
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    usage = CodeUsage(4, num_codebooks=2)
+    usage.append(toks[:, :, :], mask=mask)
+    first, second = usage.summarize_codebooks()
+    for number, book in enumerate((first, second)):
+        alone = CodeUsage(4)
+        alone.append(toks[:, :, number], mask=mask)
+        assert alone.summarize() == book
+    assert first["used_codes"] == 2 and second["normalised_entropy"] == pytest.approx(1)
+    assert usage.summarize() == {key: (first[key] + second[key]) / 2 for key in first}
+    assert usage.counts.tolist() == [[3, 1, 0, 0], [1, 1, 1, 1]]
+
+
+def test_one_codebook_may_have_an_axis():
+    toks = torch.randint(0, 8, (2, 9))
+    with_axis, without = CodeUsage(8), CodeUsage(8)
+    with_axis.append(toks[:, :, None])
+    without.append(toks)
+    assert with_axis.summarize() == without.summarize()
+
+
 def test_code_usage_refuses_what_it_cannot_count():
     usage = CodeUsage(4)
     with pytest.raises(RuntimeError, match="no token"):
@@ -64,6 +87,12 @@ def test_code_usage_refuses_what_it_cannot_count():
         usage.append(torch.zeros(1, 4, dtype=torch.long), mask=torch.ones(1, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="at least 2"):
         CodeUsage(1)
+    with pytest.raises(ValueError, match="at least 1"):
+        CodeUsage(4, num_codebooks=0)
+    with pytest.raises(ValueError, match=r"\(B, L, 3\).*\(1, 4\)"):
+        CodeUsage(4, num_codebooks=3).append(torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"\(B, L, 1\).*\(1, 4, 2\)"):
+        usage.append(torch.zeros(1, 4, 2, dtype=torch.long))
 
 
 def test_code_usage_counts_the_tokens_of_all_ranks(tmp_path):
@@ -103,6 +132,7 @@ def _count_on_rank(rank: int, store: str) -> None:
 )
 def test_bitrate_in_bits_per_second(token_rate, codebook_size, expected):
     assert bitrate(token_rate, codebook_size) == pytest.approx(expected)
+    assert bitrate(token_rate, codebook_size, num_codebooks=8) == pytest.approx(8 * expected)
 
 
 def test_bitrate_refuses_what_is_no_stream():

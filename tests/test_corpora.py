@@ -1,10 +1,7 @@
 """Preparation of corpora: read-only, deterministic, clear errors (recipes/corpora)."""
 
-import hashlib
-import json
 import os
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +11,10 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from recipes.common import dataio
+from recipes.common.corpus_files import SUBSETS, find_audio
 from recipes.common.dataio import BadAudioError
-from recipes.common.manifests import SUBSETS, find_audio
-from recipes.corpora import folder, librispeech, libritts, synthetic
+from recipes.corpora import folder, librispeech, libritts
+from tests.corpus_trees import manifest, tree_hash
 
 LIMITS = {"min_duration_s": 0.05, "max_duration_s": 1.0}
 SPLITS = {"train_splits": ["train-a", "train-b"], "valid_splits": ["dev"], "test_splits": ["test"]}
@@ -54,19 +52,6 @@ def speech_root(tmp_path) -> Path:
             lines = [f"{name} SAID BY {speaker}" for name in names[:2]]
             (chapter / f"{speaker}-5.trans.txt").write_text("\n".join(lines) + "\n")
     return root
-
-
-def tree_hash(root: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        if path.is_file()
-        else str(path.stat().st_mtime_ns)
-        for path in sorted(root.rglob("*"))
-    }
-
-
-def manifest(save_folder: Path, subset: str) -> dict:
-    return json.loads((save_folder / f"{subset}.json").read_text(encoding="utf-8"))
 
 
 def test_libritts_manifests_hold_what_the_files_say(tts_root, tmp_path):
@@ -358,77 +343,6 @@ def test_links_are_followed_but_not_in_circles(own_root, tmp_path):
     assert len(find_audio(own_root)) == 30
     prepared = folder.prepare(tmp_path / "linked", tmp_path / "run", **LIMITS)
     assert sum(counts.utterances for counts in prepared) == 30
-
-
-# synthetic
-
-
-def test_synthetic_corpus_is_libritts_shaped_and_deterministic(tmp_path):
-    pytest.importorskip("espeakng_loader")
-    size = {"speakers": 2, "heldout_speakers": 1, "utterances": 2, "seed": 5}
-    root = synthetic.generate(tmp_path / "a", **size)
-    first = tree_hash(root)
-    wavs = sorted(root.rglob("*.wav"))
-    assert len(wavs) == 8
-    texts = [path.with_suffix(".normalized.txt").read_text() for path in wavs]
-    assert len(set(texts)) == 8
-    for path in wavs:
-        header = soundfile.info(path)
-        assert (header.samplerate, header.channels, header.subtype) == (24_000, 1, "PCM_16")
-        assert 1.0 < header.duration < 12.0
-        assert 0.05 < np.abs(soundfile.read(path)[0]).max() < 0.99
-    prepared = libritts.prepare(
-        root,
-        tmp_path / "run",
-        train_splits=["train-clean-100"],
-        valid_splits=["dev-clean"],
-        test_splits=["test-clean"],
-        min_duration_s=1,
-        max_duration_s=60,
-    )
-    assert [counts.speakers for counts in prepared] == [2, 1, 1]
-    assert len({e["speaker"] for s in SUBSETS for e in manifest(tmp_path / "run", s).values()}) == 4
-
-    # What an interrupted call left is completed to the same bytes; what is there is kept.
-    wavs[3].unlink()
-    kept = wavs[0].stat().st_mtime_ns
-    synthetic.main([str(root), *(f"--{k}={v}" for k, v in size.items())])
-    assert {k: v for k, v in tree_hash(root).items() if k.endswith((".wav", ".txt"))} == {
-        k: v for k, v in first.items() if k.endswith((".wav", ".txt"))
-    }
-    assert wavs[0].stat().st_mtime_ns == kept
-    with pytest.raises(ValueError, match="holds a synthetic corpus made with"):
-        synthetic.generate(root, **size | {"seed": 6})
-
-
-def test_synthetic_voices_differ_between_speakers():
-    speakers = synthetic.draw_speakers(speakers=80, heldout_speakers=8, seed=0)
-    assert len({speaker.voice for speaker in speakers}) == 96
-    assert speakers == synthetic.draw_speakers(speakers=80, heldout_speakers=8, seed=0)
-    assert speakers != synthetic.draw_speakers(speakers=80, heldout_speakers=8, seed=1)
-    with pytest.raises(ValueError, match="voices"):
-        synthetic.draw_speakers(speakers=1000, heldout_speakers=1, seed=0)
-
-
-def test_synthetic_voices_exist_in_the_wheel():
-    loader = pytest.importorskip("espeakng_loader")
-    variants = {path.name for path in Path(loader.get_data_path(), "voices", "!v").iterdir()}
-    assert set(synthetic.LOW_VOICES) | set(synthetic.HIGH_VOICES) <= variants
-
-
-def test_synthetic_sentences_are_all_different():
-    sentences = [synthetic.sentence(i, seed=0) for i in range(10_000)]
-    assert len(set(sentences)) == 10_000
-    lengths = [len(text.split()) for text in sentences]
-    assert min(lengths) >= 6 and max(lengths) <= 32
-    assert all(text[0].isupper() and text.endswith(".") for text in sentences)
-
-
-def test_synthetic_without_the_wheel_names_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install espeakng-loader"):
-        synthetic.generate(tmp_path / "a")
-    assert not (tmp_path / "a").exists()
 
 
 # Blocks

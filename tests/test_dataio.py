@@ -1,6 +1,7 @@
 """Loading, the policy on bad files, datasets and loaders (recipes/common/dataio.py)."""
 
 import csv
+import json
 import logging
 import os
 import random
@@ -173,8 +174,18 @@ def test_items_hold_id_sig_and_its_number_of_samples(corpus):
     dataset = dataset_of(corpus, sample_rate=24_000)
     assert isinstance(dataset, DynamicItemDataset) and len(dataset) == 12
     item = dataset[3]
-    assert set(item) == {"id", "sig", "num_samples"}
+    assert set(item) == {"id", "language", "sig", "num_samples"}
     assert item["id"] == "utt03" and item["num_samples"] == 2080 * 3 // 2 == len(item["sig"])
+
+
+def test_batches_hold_the_language_that_the_manifest_names(corpus):
+    manifest = corpus.parent / "run" / "test.json"
+    rows = json.loads((corpus.parent / "run" / "train.json").read_text())
+    rows = {utt_id: rows[utt_id] for utt_id in ("utt00", "utt01")}
+    rows["utt01"]["language"] = "nl"
+    manifest.write_text(json.dumps(rows))
+    dataset = dataio.make_dataset(manifest, data_folder=corpus, sample_rate=RATE)
+    assert dataio.collate([dataset[0], dataset[1]]).language == ["en", "nl"]
 
 
 @pytest.mark.parametrize("sorting", ["random", "ascending", "descending"])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from recipes.common.dataio import collate
 from recipes.common.experiment import build_experiment
 from recipes.common.fingerprint import fingerprint
 from recipes.common.metrics import AudioMetrics
+from tests.saved_runs import free_port
 from tests.stages import STAGES, fit_one, options, start, steps_of
 
 ENCODER = """# WavLM at toy size.
@@ -43,10 +43,7 @@ def _become(rank: int, port: int) -> None:
 
 
 def _on_two_ranks(function: Callable, *arguments: object) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(function, (port, *arguments), nprocs=2)
+    torch.multiprocessing.spawn(function, (free_port(), *arguments), nprocs=2)
 
 
 def _train(rank: int, port: int, stage: str, corpus: Path, folder: Path) -> None:

@@ -18,11 +18,21 @@ from focalcodec.logmel import LogMel
 from focalcodec.mixers import AMPBlock, ConformerBlock, LinearBlock
 from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
 from focalcodec.wavlm import WavLM
-from recipes.common.experiment import canonical, config_hash, parse_command_line
+from recipes.codecs.codec import Codec
+from recipes.common.command_line import canonical, parse_command_line
+from recipes.common.experiment import config_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 MAINS = sorted((ROOT / "hparams").glob("*.yaml"))
-BLOCKS = sorted((ROOT / "hparams").glob("*/*.yaml"))
+TASKS = sorted((ROOT / "recipes/hparams").glob("*.yaml"))
+BLOCKS = sorted(path for path in ROOT.glob("**/hparams/*/*.yaml") if ".venv" not in path.parts)
+SCRIPTS = {
+    "vocos.yaml": "train_decoder.py",
+    "bsq.yaml": "train_quantizer.py",
+    "kmeans.yaml": "recipes/train_kmeans.py",
+    "wavlm6_km.yaml": "train_quantizer.py",
+    **{path.name: "recipes/evaluate.py" for path in TASKS},
+}
 SMALL = """
 data_folder: nowhere
 encoder: !include:encoder/logmel.yaml
@@ -60,6 +70,17 @@ def test_main_yaml_loads_without_touching_the_disk(main, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir()), "parsing a YAML does no I/O"
 
 
+@pytest.mark.parametrize("main", TASKS, ids=lambda path: path.name)
+def test_task_loads_without_touching_the_disk_or_a_codec(main, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open(main, encoding="utf-8") as file:
+        overrides = "data_folder: nowhere" if "data_folder" in file.read() else ""
+        file.seek(0)
+        hparams = load_hyperpyyaml(file, overrides)
+    assert callable(hparams["codec"]) and not isinstance(hparams["codec"], Codec)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_block_is_one_tagged_mapping_without_references(block):
     text = block.read_text(encoding="utf-8")
@@ -71,12 +92,12 @@ def test_block_is_one_tagged_mapping_without_references(block):
 
 
 def test_every_yaml_is_short():
-    for path in MAINS + BLOCKS:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 125, path
+    for path in MAINS + TASKS + BLOCKS:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 130, path
 
 
 def _keys_read_by_the_code(script: str) -> set[str]:
-    """Names after ``.hparams.`` and constant keys of ``hparams[...]`` in our sources."""
+    """Names after ``.hparams.``, constant keys of ``hparams[...]`` and of calls with hparams."""
     keys = set()
     for path in [ROOT / script, *(ROOT / "recipes/common").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -85,12 +106,14 @@ def _keys_read_by_the_code(script: str) -> set[str]:
             elif isinstance(node, ast.Subscript) and "hparams" in ast.unparse(node.value):
                 if isinstance(node.slice, ast.Constant):
                     keys.add(node.slice.value)
+            elif isinstance(node, ast.Call) and "hparams" in ast.unparse(node):
+                keys |= {word.value for word in node.args if isinstance(word, ast.Constant)}
     return keys | {"train_splits", "valid_splits", "test_splits"}  # read in a loop
 
 
-@pytest.mark.parametrize("main", MAINS, ids=lambda path: path.name)
+@pytest.mark.parametrize("main", MAINS + TASKS, ids=lambda path: path.name)
 def test_no_key_is_dead(main):
-    """Keys of one stage's YAML must be read by that stage or by what both share."""
+    """Keys of a script's YAML must be read by that script or by what all share."""
     text = main.read_text(encoding="utf-8")
     keys = set(ruamel.yaml.YAML().load(text)) - {"__set_seed"}
     referred = {re.split(r"[.\[]", name)[0] for name in re.findall(r"<([^>]+)>", text)}
@@ -104,8 +127,7 @@ def test_no_key_is_dead(main):
         "eval_precision",
     }
     assert options <= set(RunOptions().as_dict())
-    script = {"vocos.yaml": "train_decoder.py", "bsq.yaml": "train_quantizer.py"}[main.name]
-    dead = keys - referred - _keys_read_by_the_code(script) - options
+    dead = keys - referred - _keys_read_by_the_code(SCRIPTS[main.name]) - options
     assert not dead, f"{main.name}: nobody reads {sorted(dead)}"
 
 
@@ -128,6 +150,10 @@ def test_swap_changes_the_class(main, key, block, expected):
 
 
 def test_swap_of_the_encoder_resizes_what_follows():
+    assert load("kmeans.yaml")["quantizer"].code_dim == 80
+    baseline = load("wavlm6_km.yaml")["codec"]
+    assert baseline.compressor.dim == baseline.quantizer.code_dim == 80
+    assert baseline.decompressor.output_dim == 80
     assert load("bsq.yaml")["compressor"].input_dim == 80
     assert load("vocos.yaml")["modules"]["decoder"].input_dim == 80
 
@@ -235,3 +261,16 @@ def test_config_hash_ignores_how_long_and_sees_what():
     assert config_hash(BSQ, "lr: 0.1\ndecoder_checkpoint: run") == base
     assert config_hash(BSQ, "lr: 0.2") != base
     assert config_hash(BSQ, "lr: 0.1\nquantizer: !include:quantizer/lfq.yaml") != base
+
+
+def test_tasks_share_their_keys_and_defaults():
+    keys = {}
+    for path in TASKS:
+        keys[path.stem] = ruamel.yaml.YAML().load(path.read_text(encoding="utf-8"))
+    tasks = [keys[name] for name in ("resynthesis", "streaming", "voice_conversion")]
+    own = {"task", "dataset", "metrics", "decode_features", "topk"}
+    own |= {"chunk_size", "left_context", "overlap"}
+    shared = [{key: canonical(keys[key]) for key in keys if key not in own} for keys in tasks]
+    assert shared[0] == shared[1] == shared[2]
+    for key in ("seed", "offline", "codec", "codec_checkpoint", "codec_options", "output_folder"):
+        assert canonical(keys["speed"][key]) == shared[0][key], key

@@ -9,8 +9,16 @@ ROOT = Path(__file__).resolve().parents[1]
 BASE = {
     f"focalcodec.{name}" for name in ("masking", "streaming", "fastconv", "activations", "entropy")
 }
-MODELS = {f"focalcodec.{name}" for name in "wavlm logmel focalnet mixers vocos hifigan".split()}
-QUANTIZERS = {"focalcodec.quantizers", "focalcodec.fsq"}
+MODELS = {
+    f"focalcodec.{name}"
+    for name in "wavlm logmel focalnet mixers vocos hifigan dequantizer".split()
+}
+QUANTIZERS = {f"focalcodec.{name}" for name in "quantizers fsq kmeans".split()}
+BUILT_ON = {  # a module that is made of another one's parts
+    "focalcodec.fsq": {"focalcodec.quantizers"},
+    "focalcodec.kmeans": {"focalcodec.quantizers"},
+    "focalcodec.dequantizer": {"focalcodec.mixers"},
+}
 WORDS = {"focalcodec.hub.arguments", "focalcodec.hub.legacy", "focalcodec.hub.config"}
 FILES = WORDS | {f"focalcodec.hub{name}" for name in ("", ".weights", ".encoder", ".files")}
 COMMAND_LINE = {"focalcodec.__main__", "focalcodec.cli"} | {
@@ -21,6 +29,9 @@ AUDIO = {"focalcodec.audio", "focalcodec.resampling"}
 TOP = {"focalcodec.codec", "focalcodec.windows", "focalcodec"} | COMMAND_LINE
 TRAINING = {"speechbrain", "hyperpyyaml", "recipes", "train_decoder", "train_quantizer"}
 LAZY_IN_HUB = {"huggingface_hub", "safetensors", "transformers"}
+LAZY_IN_CODECS = LAZY_IN_HUB | set(
+    "speechtokenizer semanticodec wavtokenizer bigcodec stable_codec stable_audio_tools".split()
+)
 SOURCES = sorted(
     path
     for folder in ("focalcodec", "recipes", "benchmarks")
@@ -58,13 +69,12 @@ def test_imports_keep_to_their_layer(path):
         assert not _within(names, TRAINING), "the codec runs without the training side"
     if module in BASE | QUANTIZERS | {"focalcodec.bitstream", "focalcodec.conversion"}:
         allowed = BASE if module in QUANTIZERS else set()
-        if module == "focalcodec.fsq":
-            allowed = allowed | {"focalcodec.quantizers"}
+        allowed = allowed | BUILT_ON.get(module, set())
         ours = {name for name in names if name.startswith("focalcodec")}
         assert all(any(name.startswith(base) for base in allowed) for name in ours), ours
     if module in MODELS:
-        others = MODELS | TOP | FILES | QUANTIZERS
-        assert not {name for name in names if name in others - {module}}, "models are independent"
+        others = (MODELS | TOP | FILES | QUANTIZERS) - {module} - BUILT_ON.get(module, set())
+        assert not {name for name in names if name in others}, "models are independent"
     if module in WORDS:
         above = TOP | FILES - WORDS
         assert not names & above, "what a configuration says does not depend on where it lies"
@@ -90,6 +100,17 @@ def test_imports_keep_to_their_layer(path):
         ours = {name for name in names if name.startswith(("recipes", "focalcodec"))}
         assert all(name.startswith(("recipes.common", "recipes.corpora")) for name in ours), ours
         assert "torch.nn" not in names, "corpora know no models"
+    if module.startswith("recipes.codecs"):
+        ours = {name for name in names if name.startswith("recipes")}
+        allowed = ("recipes.codecs", "recipes.common.offline", "recipes.common.scoring")
+        assert all(name.startswith(allowed) for name in ours - {"recipes.common"}), ours
+        assert not _within(_imports(path, top_level_only=True), LAZY_IN_CODECS)
+    if module.startswith("recipes.evaluation"):
+        lower = ("recipes.common", "recipes.codecs", "recipes.evaluation")
+        assert all(name.startswith(lower) for name in names if name.startswith("recipes"))
+    if module.startswith("recipes.reporting"):
+        lower = ("recipes.common", "recipes.reporting")  # it reads files, whoever wrote them
+        assert all(name.startswith(lower) for name in names if name.startswith("recipes"))
     if module.startswith("train_"):
         assert not _within(names, {"train_decoder", "train_quantizer"} - {module})
 

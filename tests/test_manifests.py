@@ -8,7 +8,8 @@ import pytest
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from recipes.common import dataio
-from recipes.common.manifests import Utterance, find_audio, write_manifests
+from recipes.common.corpus_files import Utterance, find_audio
+from recipes.common.manifests import write_manifests
 from tests.audio_files import RATE, REFUSED_BY_HEADER, REFUSED_WHEN_READ, write_noise
 
 

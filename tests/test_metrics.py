@@ -1,34 +1,37 @@
-"""Audio scores: known values, padding, and what cannot be computed."""
+"""A set of scores over utterances: means, padding, ranks' rows, and what cannot be computed."""
 
 import csv
 import logging
-import math
 import sys
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
-import torchaudio
 
-from recipes.common import metrics
+from recipes.common import known_metrics
 from recipes.common.dnsmos import dnsmos
-from recipes.common.metrics import AudioMetrics, mel_distance
-from recipes.common.scoring import MissingPackageError, ScoreError
+from recipes.common.known_metrics import WEIGHTS, why_missing
+from recipes.common.metrics import AudioMetrics
+from recipes.common.reference_scores import mel_distance, pesq, stft_distance, stoi
+from recipes.common.score_models import DEFAULT_MODELS, ScoreModels
+from recipes.common.scoring import MissingPackageError
 from tests.scores import RATE, add_noise, skip_unless_computed, voice
+from tests.tiny_checkpoints import save_score_models, save_utmos, save_whisper
 
-INTRUSIVE = {"stoi": metrics.stoi, "pesq": metrics.pesq, "mel_distance": mel_distance}
-IDENTICAL = {"stoi": 1.0, "pesq": 4.6439, "mel_distance": 0.0}
+INTRUSIVE = {
+    "stoi": stoi,
+    "pesq": pesq,
+    "mel_distance": mel_distance,
+    "stft_distance": stft_distance,
+}
+MODEL_BASED = ["utmos", "dwer", "sim", "sim_strict"]
 
 
-@pytest.fixture(params=INTRUSIVE)
-def metric(request) -> str:
-    """Name of a metric with a reference whose package is installed."""
-    skip_unless_computed(request.param)
-    return request.param
-
-
-@pytest.fixture
-def dnsmos_models():
-    skip_unless_computed("dnsmos")
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> ScoreModels:
+    """Tiny models of all kinds."""
+    return save_score_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
@@ -36,119 +39,11 @@ def sig() -> torch.Tensor:
     return voice(3.0)
 
 
-def test_identical_audio_scores_best(metric, sig):
-    score = INTRUSIVE[metric](sig, sig, sample_rate=RATE)
-    assert score == pytest.approx(IDENTICAL[metric], abs=1e-4)
-
-
-def test_noise_makes_the_score_worse(metric, sig):
-    clean, mild, strong = (
-        abs(INTRUSIVE[metric](sig, hyp, sample_rate=RATE) - IDENTICAL[metric])
-        for hyp in (sig, add_noise(sig, snr_db=20), add_noise(sig, snr_db=0))
-    )
-    assert clean < mild < strong
-
-
-def test_arrays_and_half_precision_score_like_tensors(metric, sig):
-    hyp = add_noise(sig, snr_db=10).bfloat16()
-    score = INTRUSIVE[metric](sig, hyp.float(), sample_rate=RATE)
-    assert INTRUSIVE[metric](sig.numpy(), hyp.float().numpy(), sample_rate=RATE) == score
-    assert INTRUSIVE[metric](sig, hyp, sample_rate=RATE) == score
-
-
-def test_other_sample_rates_are_resampled(metric):
-    sig = voice(3.0, sample_rate=24_000)
-    assert INTRUSIVE[metric](sig, sig, sample_rate=24_000) == pytest.approx(
-        IDENTICAL[metric], abs=1e-4
-    )
-    hyp = 0.5 * sig + 0.1
-    resampled = [torchaudio.functional.resample(x, 24_000, RATE) for x in (sig, hyp)]
-    assert INTRUSIVE[metric](sig, hyp, sample_rate=24_000) == pytest.approx(
-        INTRUSIVE[metric](*resampled, sample_rate=RATE), abs=1e-5
-    )
-
-
-def test_samples_beyond_unity_are_scored(metric, sig):
-    assert math.isfinite(INTRUSIVE[metric](sig, 9 * sig, sample_rate=RATE))
-
-
-@pytest.mark.parametrize(
-    ("ref", "hyp"),
-    [
-        pytest.param(torch.zeros(0), torch.zeros(0), id="empty"),
-        pytest.param(torch.ones(RATE), torch.full((RATE,), torch.nan), id="nan"),
-        pytest.param(torch.full((RATE,), torch.inf), torch.ones(RATE), id="inf"),
-    ],
-)
-def test_empty_or_not_finite_audio_has_no_score(metric, ref, hyp):
-    with pytest.raises(ScoreError, match="empty|not finite"):
-        INTRUSIVE[metric](ref, hyp, sample_rate=RATE)
-
-
-@pytest.mark.parametrize("name", ["stoi", "pesq"])
-@pytest.mark.parametrize("num_samples", [1, 300, 500, 3000])
-def test_too_short_audio_has_no_score(name, num_samples, sig):
-    skip_unless_computed(name)
-    with pytest.raises(ScoreError, match="at least"):
-        INTRUSIVE[name](sig[-num_samples:], sig[-num_samples:], sample_rate=RATE)
-
-
-def test_speech_too_short_between_silence_has_no_stoi(sig):
-    skip_unless_computed("stoi")
-    sig = torch.cat([torch.zeros(RATE), sig[:4000], torch.zeros(RATE)])
-    with pytest.raises(ScoreError, match="0.4 s of speech"):
-        metrics.stoi(sig, sig, sample_rate=RATE)
-
-
-@pytest.mark.parametrize("name", ["stoi", "pesq"])
-def test_silent_reference_has_no_score(name, sig):
-    skip_unless_computed(name)
-    with pytest.raises(ScoreError, match="silent"):
-        INTRUSIVE[name](torch.zeros_like(sig), sig, sample_rate=RATE)
-
-
-def test_silent_decoded_audio_has_no_pesq(sig):
-    skip_unless_computed("pesq")
-    with pytest.raises(ScoreError, match="silent"):
-        metrics.pesq(sig, torch.zeros_like(sig), sample_rate=RATE)
-
-
-def test_pesq_in_its_own_process_gives_the_same_score(monkeypatch, sig):
-    skip_unless_computed("pesq")
-    hyp = add_noise(sig, snr_db=10)
-    score = metrics.pesq(sig, hyp, sample_rate=RATE)
-    monkeypatch.setattr(metrics, "_PESQ_SAFE_SAMPLES", 0)
-    assert metrics.pesq(sig, hyp, sample_rate=RATE) == score
-
-
-def test_pesq_with_too_many_pauses_does_not_kill_this_process():
-    skip_unless_computed("pesq")
-    burst = torch.cat([0.1 * torch.randn(4800), torch.zeros(4000)])
-    sig = burst.repeat(60)  # the package has room for 50 and checks nothing
-    try:
-        assert 1 <= metrics.pesq(sig, sig, sample_rate=RATE) <= 4.65
-    except ScoreError as error:
-        assert "crashed" in str(error)
-
-
-def test_shapes_and_integers_are_refused(metric, sig):
-    with pytest.raises(ValueError, match="same shape"):
-        INTRUSIVE[metric](sig, sig[1:], sample_rate=RATE)
-    with pytest.raises(ValueError, match=r"one utterance.*\(1, 48000\)"):
-        INTRUSIVE[metric](sig[None], sig[None], sample_rate=RATE)
-    with pytest.raises(ValueError, match="floating point.*int16"):
-        INTRUSIVE[metric](sig.short(), sig.short(), sample_rate=RATE)
-
-
-def test_mel_distance_of_a_gain_is_its_logarithm():
-    sig = 0.1 * torch.randn(RATE)  # noise: no band at the floor
-    assert mel_distance(sig, 2 * sig, sample_rate=RATE) == pytest.approx(math.log(2), abs=1e-4)
-
-
-@pytest.mark.parametrize("num_samples", [1, 319, 1025])
-def test_mel_distance_takes_any_length(num_samples):
-    sig = torch.ones(num_samples)
-    assert mel_distance(sig, sig, sample_rate=RATE) == 0
+@pytest.fixture(params=INTRUSIVE)
+def metric(request) -> str:
+    """Name of a metric with a reference whose package is installed."""
+    skip_unless_computed(request.param)
+    return request.param
 
 
 def test_audio_metrics_average_the_pure_functions(sig):
@@ -182,7 +77,8 @@ def test_padding_never_changes_a_score(metric, sig):
     assert alone.stats[metric].scores == padded.stats[metric].scores
 
 
-def test_dnsmos_scores_have_flat_names(dnsmos_models):
+def test_dnsmos_scores_have_flat_names():
+    skip_unless_computed("dnsmos")
     bundle = AudioMetrics(names=["dnsmos"], sample_rate=RATE)
     sig = voice(9.5)
     bundle.append(["a"], sig[None], sig[None])
@@ -201,7 +97,7 @@ def test_dnsmos_scores_have_flat_names(dnsmos_models):
 )
 def test_missing_package_is_named_and_the_rest_goes_on(name, package, pip, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, package, None)  # import now raises ModuleNotFoundError
-    metrics._warn_once.cache_clear()
+    known_metrics._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         bundles = [AudioMetrics(names=[name, "mel_distance"], sample_rate=RATE) for _ in range(2)]
     assert [pip in record.message for record in caplog.records] == [True]  # once, not per bundle
@@ -216,9 +112,10 @@ def test_missing_package_is_named_and_the_rest_goes_on(name, package, pip, monke
             INTRUSIVE[name](sig, sig, sample_rate=RATE)
 
 
-def test_missing_models_are_named(dnsmos_models, monkeypatch):
+def test_missing_models_are_named(monkeypatch):
+    skip_unless_computed("dnsmos")
     monkeypatch.setattr(sys, "path", [])
-    assert "pip install speechmos" in metrics._why_missing("dnsmos")
+    assert "pip install speechmos" in why_missing("dnsmos", DEFAULT_MODELS)
 
 
 def test_failed_utterances_are_counted_and_left_out_of_the_mean(sig, tmp_path):
@@ -268,7 +165,7 @@ def test_unknown_metric_names_the_known_ones():
 def test_batches_that_do_not_match_are_refused():
     bundle = AudioMetrics(names=["mel_distance"], sample_rate=RATE)
     sig = torch.zeros(2, 50)
-    with pytest.raises(ValueError, match="1, 2 and 2"):
+    with pytest.raises(ValueError, match="1, 2, 2 and 1"):
         bundle.append(["a"], sig, sig)
     with pytest.raises(ValueError, match="a: .*same number of samples"):
         bundle.append(["a", "b"], sig, sig[:, :40])
@@ -278,3 +175,177 @@ def test_batches_that_do_not_match_are_refused():
         bundle.append(["a", "b"], list(sig), list(sig), lens=torch.ones(2))
     with pytest.raises(ValueError, match=r"\(B, T\)"):
         bundle.append(["a"], sig[0], sig[0])
+    with pytest.raises(ValueError, match="2, 2, 2 and 1"):
+        bundle.append(["a", "b"], sig, sig, languages=["en"])
+    assert bundle.rows == []
+
+
+def test_a_target_is_perfect_against_itself(models, sig):
+    bundle = AudioMetrics(names=MODEL_BASED, sample_rate=RATE, models=models)
+    bundle.append(["a", "b"], [sig, sig[9000:]], [sig, sig[9000:]])
+    summary = bundle.summarize()
+    assert bundle.not_computed == {} and bundle.failures == []
+    assert summary["dwer"] == summary["dcer"] == 0
+    assert summary["sim"] == pytest.approx(1, abs=1e-12)
+    assert summary["sim_strict"] == pytest.approx(1, abs=1e-12)
+    assert summary["utmos"] == pytest.approx(
+        3 + float((sig.square().mean() + sig[9000:].square().mean()) / 2), abs=1e-6
+    )
+
+
+def test_word_error_rate_is_edits_over_words_of_all_utterances(models, sig):
+    bundle = AudioMetrics(names=["dwer"], sample_rate=RATE, models=models)
+    refs = [sig, add_noise(sig, snr_db=10)[:30_000], torch.randn(40_000)]
+    bundle.append([*"abc"], refs, [add_noise(ref, snr_db=0) for ref in refs])
+    rows = bundle.rows
+    assert len({row["dwer_words"] for row in rows}) > 1  # or any mean would do
+    for score, weight in WEIGHTS.items():
+        edits = [row[score] * row[weight] for row in rows]
+        assert edits == pytest.approx([round(edit) for edit in edits], abs=1e-9) and sum(edits) > 0
+        total = sum(row[weight] for row in rows)
+        assert bundle.summarize()[score] == pytest.approx(sum(edits) / total, rel=1e-12)
+    assert set(bundle.summarize()) == {"dwer", "dcer"}
+
+
+def test_padding_and_neighbours_change_no_score_of_a_model(models, sig):
+    refs, hyps = [sig, sig[:20_000]], [add_noise(s, snr_db=10) for s in (sig, sig[:20_000])]
+    alone, padded = (
+        AudioMetrics(names=MODEL_BASED, sample_rate=RATE, models=models) for _ in range(2)
+    )
+    for row in (1, 0):
+        alone.append([str(row)], [refs[row]], [hyps[row]])
+    batch = [torch.nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=9.0)
+             for x in (refs, hyps)]  # fmt: skip
+    padded.append(["0", "1"], *batch, lens=torch.tensor([1, len(refs[1]) / len(refs[0])]))
+    assert alone.rows[::-1] == padded.rows
+
+
+def test_other_lengths_are_compared_where_nothing_is_aligned(models, sig):
+    bundle = AudioMetrics(names=MODEL_BASED, sample_rate=RATE, models=models)
+    bundle.append(["a"], [sig], [sig[:30_000]])
+    assert set(bundle.rows[0]) > {"utmos", "dwer", "sim", "sim_strict"}
+    aligned = AudioMetrics(names=["sim", "mel_distance"], sample_rate=RATE, models=models)
+    with pytest.raises(ValueError, match="same number of samples for mel_distance"):
+        aligned.append(["a", "b"], [sig, sig], [sig, sig[:30_000]])
+    assert aligned.rows == []
+    with pytest.raises(ValueError, match="same length"):
+        bundle.append(["a"], sig[None], sig[None, :30_000], lens=torch.ones(1))
+
+
+def test_rows_and_table_hold_the_weights(models, sig, tmp_path):
+    bundle = AudioMetrics(names=["dwer", "sim"], sample_rate=RATE, models=models)
+    bundle.append(["good", "short"], [sig, sig[:900]], [sig, sig[:900]])
+    good, short = bundle.rows
+    assert list(good) == ["id", "dwer", "dcer", "dwer_words", "dcer_characters", "sim"]
+    assert "sim" not in short
+    assert [(failure.id, failure.metric) for failure in bundle.failures] == [("short", "sim")]
+    bundle.rows[0]["sim"] = 99.0
+    assert bundle.rows[0]["sim"] == good["sim"]
+    bundle.write_csv(tmp_path / "scores.csv")
+    with open(tmp_path / "scores.csv", newline="") as file:
+        written = [*csv.DictReader(file)]
+    assert {key: float(value) for key, value in written[0].items() if key != "id"} == {
+        key: value for key, value in good.items() if key != "id"
+    }
+    assert written[1]["sim"] == ""
+
+
+def test_result_pins_models_packages_and_resampler(models):
+    names = [*MODEL_BASED, "stoi", "pesq", "dnsmos", "mel_distance"]
+    bundle = AudioMetrics(names=names, sample_rate=RATE, models=models)
+    lines = bundle.models
+    computed = set(names) - set(bundle.not_computed) - {"mel_distance"}
+    assert set(lines) == computed | {"resampler"}
+    for name in computed - {"stoi", "pesq"}:
+        assert "sha256 " in lines[name] and "\n" not in lines[name]
+    assert "normalizer.json sha256" in lines["dwer"] and "EnglishTextNormalizer" in lines["dwer"]
+    assert "embedding_model.ckpt" in lines["sim_strict"]
+    assert str(models.speaker) in lines["sim"] and "transformers " in lines["sim"]
+    assert "sinc_interp_hann" in lines["resampler"]
+
+
+def test_other_weights_have_another_hash(models, tmp_path):
+    lines = [
+        AudioMetrics(
+            names=["utmos"], sample_rate=RATE, models=ScoreModels(utmos=save_utmos(folder, gain=g))
+        ).models["utmos"].rpartition(" ")[2]
+        for folder, g in ((tmp_path / "a", 1.0), (tmp_path / "b", 1.0), (tmp_path / "c", 2.0))
+    ]  # fmt: skip
+    assert lines[0] == lines[1] != lines[2] and len(lines[0]) == 16
+
+
+def test_weights_that_do_not_load_are_named_and_the_rest_goes_on(models, sig, tmp_path, caplog):
+    broken = save_whisper(tmp_path / "whisper")
+    (broken / "model.safetensors").write_bytes(b"not weights")
+    known_metrics._warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        bundle = AudioMetrics(
+            names=["dwer", "mel_distance"], sample_rate=RATE, models=models._replace(asr=broken)
+        )
+        bundle.append(["a", "b"], [sig, sig], [sig, sig])
+    assert bundle.summarize() == {"mel_distance": 0.0}
+    assert "--asr_model FOLDER" in bundle.not_computed["dwer"]
+    assert "\n" not in bundle.not_computed["dwer"] and bundle.failures == []
+    assert sum("dwer is not computed" in record.message for record in caplog.records) == 1
+    assert "dwer" not in bundle.models
+    bundle.clear()
+    assert bundle.not_computed.keys() == {"dwer"}
+
+
+@pytest.mark.parametrize("field", ["utmos", "asr", "speaker", "speaker_strict"])
+def test_misspelt_folder_is_refused_at_once(models, field, tmp_path):
+    wrong = models._replace(**{field: tmp_path / "misspelt"})
+    with pytest.raises(FileNotFoundError, match=f"misspelt does not exist.*--{field}_model"):
+        AudioMetrics(names=MODEL_BASED, sample_rate=RATE, models=wrong)
+
+
+def test_ranks_share_models_scores_and_what_did_not_load(models, tmp_path):
+    broken = save_whisper(tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"not weights")
+    arguments = (str(tmp_path / "store"), models, models._replace(asr=broken), tmp_path)
+    other = torch.multiprocessing.get_context("spawn").Process(
+        target=_score_on_rank, args=(1, *arguments)
+    )
+    other.start()
+    _score_on_rank(0, *arguments)
+    other.join()
+    assert other.exitcode == 0
+
+
+def _append_three(bundle: AudioMetrics) -> None:
+    refs = [add_noise(voice(seconds), snr_db=10) for seconds in (1.0, 1.5, 2.0)]
+    bundle.append([*"abc"], refs, [add_noise(ref, snr_db=0) for ref in refs])
+
+
+def _score_on_rank(
+    rank: int, store: str, good: ScoreModels, broken: ScoreModels, folder: Path
+) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    names = ["dwer", "mel_distance"]
+    alone = AudioMetrics(names=names, sample_rate=RATE, models=good)
+    shared = AudioMetrics(names=names, sample_rate=RATE, rank=rank, world_size=2, models=good)
+    for bundle in (alone, shared):
+        _append_three(bundle)
+    assert len(shared.rows) == 2 - rank
+    shared.gather()
+    assert shared.summarize() == pytest.approx(alone.summarize(), rel=1e-6)
+    assert [row["dwer_words"] for row in shared.rows] == [row["dwer_words"] for row in alone.rows]
+    lacking = AudioMetrics(
+        names=names, sample_rate=RATE, rank=rank, world_size=2, models=(good, broken)[rank]
+    )
+    _append_three(lacking)
+    lacking.gather()
+    assert set(lacking.summarize()) == {"mel_distance"}
+    assert "broken" in lacking.not_computed["dwer"]
+    assert [set(row) for row in lacking.rows] == [{"id", "mel_distance"}] * 3
+    lacking.write_csv(folder / f"{rank}.csv")
+    with open(folder / f"{rank}.csv", newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == [*"abc"]
+    torch.distributed.destroy_process_group()

@@ -8,23 +8,27 @@ from pathlib import Path
 
 import pytest
 import ruamel.yaml
+from speechbrain.utils.run_opts import RunOptions
 
 from focalcodec.cli import main as cli
-from recipes.common.experiment import config_hash, parse_command_line
+from recipes.common.command_line import parse_command_line
+from recipes.common.experiment import config_hash
+from recipes.common.known_metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPES = (ROOT / "recipes/README.md").read_text(encoding="utf-8")
 COMMANDS = [
     line.split("  #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    for block in re.findall(r"```bash\n(.*?)```", README + RECIPES, flags=re.DOTALL)
     for line in re.sub(r" \\\n +", " ", block).splitlines()  # continued lines are one command
     if line.strip()
 ]
 LAUNCHERS = ("python train_", "torchrun ", "sbatch ")
-TRAINING = [line for line in COMMANDS if line.startswith(LAUNCHERS)]
+TRAINING = [line for line in COMMANDS if line.startswith(LAUNCHERS) and " -m " not in line]
 CODEC = [line for line in COMMANDS if line.startswith("python -m focalcodec ")]
 SWEEPS = [line for line in COMMANDS if line.startswith("snakemake ")]
-MODULES = [line for line in COMMANDS if line.startswith("python -m ") and line not in CODEC]
+MODULES = [line for line in COMMANDS if " -m " in line and line not in CODEC]
 
 
 def test_every_command_is_of_a_known_kind():
@@ -57,16 +61,18 @@ def test_codec_command_is_accepted(command):
 
 @pytest.mark.parametrize("command", MODULES)
 def test_module_command_names_options_that_exist(command):
-    _, _, module, *argv = shlex.split(command)
+    module, *argv = shlex.split(command.partition(" -m ")[2])
     spec = importlib.util.find_spec(module)
     assert spec is not None
     folder = Path(spec.origin).parent
     sources = [Path(spec.origin), folder / "__main__.py"]
     sources += [ROOT / word for word in argv if word.endswith(".yaml")]
+    sources += [ROOT / "recipes/hparams" / f"{word}.yaml" for word in argv[:1]]  # a task's
     source = "".join(path.read_text(encoding="utf-8") for path in sources if path.is_file())
     for option in (word for word in argv if word.startswith("--")):
-        key = f"\n{option.removeprefix('--')}: "  # of a YAML
-        assert f'"{option}"' in source or key in source, option
+        name = option.removeprefix("--")
+        in_yaml = f"\n{name}: " in source
+        assert in_yaml or f'"{option}"' in source or name in RunOptions().as_dict(), option
 
 
 @pytest.mark.parametrize("command", SWEEPS)
@@ -102,7 +108,17 @@ def test_python_example_runs(codec_folder, corpus, tmp_path, monkeypatch, capsys
 
 
 def test_files_that_the_readme_names_exist():
-    for path in re.findall(r"`((?:hparams|focalcodec|recipes|tools|tests)/[\w./]*)`", README):
+    pattern = r"`((?:hparams|focalcodec|recipes|tools|tests)/[\w./]*)`"
+    for path in re.findall(pattern, README + RECIPES):
         assert (ROOT / path).exists(), path
     for block in re.findall(r"`(\w+/\w+\.yaml)`", README):
         assert (ROOT / "hparams" / block).is_file(), block
+
+
+def test_every_block_of_evaluations_has_a_place_in_the_tables():
+    for block in (ROOT / "recipes/hparams").glob("*/*.yaml"):
+        assert f"`{block.stem}`" in RECIPES, block
+    for task in (ROOT / "recipes/hparams").glob("*.yaml"):
+        assert f"python -m recipes.evaluate {task.stem}`" in RECIPES, task
+    for metric in METRICS:
+        assert re.search(rf"^\| .*`{metric}`", RECIPES, flags=re.MULTILINE), metric

@@ -14,7 +14,7 @@ from recipes.common.experiment import CONTINUABLE, run_experiment
 from recipes.common.paper import TABLE_6, Row
 from recipes.common.plots import plot_bars
 from recipes.common.quantizer_runs import differences, find_runs, read_run
-from recipes.common.result_table import make_table
+from recipes.common.result_table import make_table, not_computed
 from recipes.common.run_folder import RunFolder, hardware, read_description
 from recipes.results import comma_separated, latex, main, markdown
 from tests.stages import options
@@ -158,7 +158,7 @@ def test_run_with_an_older_description_goes_on(corpus, quantizer_run, decoder_ru
     path.write_text(json.dumps(older))
     folder = RunFolder(tmp_path / "run", command=["again"], config_hash=older["config_hash"])
     folder.refuse_other_configuration()
-    folder.describe(encoder=older["encoder"], seed=5, parameters={}, hardware=HARDWARE)
+    folder.describe(weights={"encoder": older["encoder"]}, seed=5, parameters={}, hardware=HARDWARE)
     newer = read_description(tmp_path / "run")
     assert newer["starts"][0] == older["starts"][0] and len(newer["starts"]) == 2
     assert newer["seed"] == 5 and newer["starts"][1]["hardware"] == HARDWARE
@@ -347,6 +347,21 @@ def test_rows_come_in_the_papers_order_with_its_numbers_and_others_after_them(tm
     assert [rows[-1][title] for title in titles] == ["not in the paper"] * 3
 
 
+def test_reason_is_that_of_the_metric_which_gives_the_score(tmp_path):
+    whole = TEST | {"hyp_dcer": 0.1, "hyp_sim_strict": 0.5, "models": {"dwer": "whisper"}}
+    lacking = TEST | {"not_computed": {"dwer": "no Whisper", "sim": "no x-vectors"}}
+    for seed, test in ((1, whole), (2, lacking)):
+        write_run(tmp_path / f"{seed}", seed=seed, test=test)
+    runs = find_runs([tmp_path]).runs
+    keys = ["hyp_dwer", "hyp_dcer", "hyp_sim", "hyp_sim_strict"]
+    reasons = not_computed(make_table(runs, keys=keys))
+    assert "hyp_dcer: no Whisper" in reasons and "dWER (%): no Whisper" in reasons
+    assert "Sim (%): no x-vectors" in reasons
+    assert "hyp_sim_strict: no hyp_sim_strict among the metrics of the test" in reasons
+    with pytest.raises(ValueError, match="unknown metrics models"):
+        make_table(runs, keys=["models"])
+
+
 def test_row_without_a_decoder_is_none_of_the_papers(tmp_path):
     text = markdown(table_of(write_run(tmp_path / "run", decoder_checkpoint="null")))
     (row,) = read_markdown(text)
@@ -487,6 +502,16 @@ def test_run_without_a_test_is_left_out_of_a_search_and_refused_by_name(tmp_path
 def test_run_of_the_decoder_stage_is_refused_by_name(tmp_path, capsys):
     error = fails(capsys, write_decoder_run(tmp_path / "decoder"))
     assert "is a run of the decoder stage; name a run folder of train_quantizer.py" in error
+
+
+def test_run_of_a_baseline_is_refused_by_name_and_left_out_of_a_search(tmp_path, capsys):
+    baseline = write_run(tmp_path / "baseline")
+    yaml = baseline / "hyperparams.yaml"
+    yaml.write_text(yaml.read_text().replace("mixer: &mixer", "layer: &mixer"))
+    assert "is a run of another model: its YAML has no mixer" in fails(capsys, baseline)
+    write_run(tmp_path / "run")
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().err == "results: left out: 1 run(s) of another model\n"
 
 
 def test_folder_without_runs_and_no_folder_are_errors(tmp_path, capsys):

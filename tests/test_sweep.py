@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import ruamel.yaml
 
-from recipes.common.experiment import config_hash, parse_command_line
+from recipes.common.command_line import parse_command_line
+from recipes.common.experiment import config_hash
 
 pytestmark = pytest.mark.skipif(
     find_spec("snakemake") is None, reason="the sweep needs Snakemake 9, and that Python 3.11"

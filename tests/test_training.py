@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from recipes.common.audio_scores import evenly_spaced
+from recipes.common.feature_moments import FeatureMoments
 from recipes.common.run_log import Means
 from recipes.common.weights import load_parameters
 from tests.stages import STAGES, build, fit_one, start, steps_of, train
-from train_quantizer import FeatureMoments
+from tests.tiny_checkpoints import save_whisper
 
 
 def test_decoder_stage_learns(decoder_run):
@@ -47,6 +48,24 @@ def test_run_folder_explains_itself(run, request, corpus):
     assert metrics["test"]["not_computed"] == {}
     assert metrics["valid"]["rec_mel_distance"] > 0
     assert metrics["test"]["ref_mel_distance"] == pytest.approx(0, abs=1e-6)
+
+
+def test_training_scores_by_the_models_that_it_names(corpus, tmp_path):
+    whisper = save_whisper(tmp_path / "whisper")
+    options = {"metrics": "[dwer, stft_distance]", "valid_metric_utterances": 1}
+    metrics = train(
+        "decoder",
+        corpus,
+        tmp_path / "run",
+        score_models=f"{{asr: {whisper}}}",
+        optimizer_step_limit=1,
+        **options,
+    )
+    for subset in ("valid", "test"):
+        assert str(whisper) in metrics[subset]["models"]["dwer"]
+        assert metrics[subset]["rec_dwer"] >= 0
+    with pytest.raises(ValueError, match="score_models must name .*asr, speaker.*{'wer': 'x'}"):
+        build("decoder", corpus, tmp_path / "other", score_models="{wer: x}", **options)
 
 
 def test_tensorboard_holds_losses_rates_norms_audio_and_spectrograms(quantizer_run):

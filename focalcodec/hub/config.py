@@ -23,11 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from focalcodec.activations import LeakyReLU, Snake
+from focalcodec.dequantizer import ConformerDecompressor, IdentityCompressor
 from focalcodec.focalnet import Compressor, Decompressor, FocalBlock
 from focalcodec.fsq import FiniteScalarQuantizer
 from focalcodec.hifigan import HiFiGAN
 from focalcodec.hub.arguments import Where, check_arguments, defaults_of, kinds_of, listed, shown
 from focalcodec.hub.legacy import V001, V002, default_arguments, default_name, layout_of_config
+from focalcodec.kmeans import KMeansQuantizer
 from focalcodec.logmel import LogMel
 from focalcodec.mixers import AMPBlock, ConformerBlock, LinearBlock
 from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
@@ -37,13 +39,14 @@ from focalcodec.wavlm import WavLM
 # Part -> name in config.json -> class. A new module is usable in checkpoints once it stands here.
 PARTS: dict[str, dict[str, type[nn.Module]]] = {
     "encoder": {"WavLM": WavLM, "LogMel": LogMel},
-    "compressor": {"FocalEncoder": Compressor},
+    "compressor": {"FocalEncoder": Compressor, "IdentityCompressor": IdentityCompressor},
     "quantizer": {
         "BinarySphericalQuantizer": BinarySphericalQuantizer,
         "LookupFreeQuantizer": LookupFreeQuantizer,
         "FiniteScalarQuantizer": FiniteScalarQuantizer,
+        "KMeansQuantizer": KMeansQuantizer,
     },
-    "decompressor": {"FocalDecoder": Decompressor},
+    "decompressor": {"FocalDecoder": Decompressor, "ConformerDecompressor": ConformerDecompressor},
     "decoder": {"Vocos": Vocos, "HiFiGAN": HiFiGAN},
 }
 KEYS = {f"{part}_{field}" for part in PARTS for field in ("name", "config")}  # of config.json
@@ -144,10 +147,10 @@ def fingerprint(parts: Mapping[str, nn.Module]) -> str:
     """Identity of a codec as far as its tokens are concerned, for the header of token files.
 
     The first half of a SHA-256 over names and arguments of all parts but the decoder (another one
-    decodes the same tokens), in the words of config.json, and over the projections next to the
-    quantizer, in float32, which tell two trainings of one configuration apart. Left out are
-    arguments with the published default, so that one that comes later with a default changes no
-    fingerprint, and those that only matter in training.
+    decodes the same tokens), in the words of config.json, and over the weights of the quantizer and
+    of the projections next to it, in float32, which tell two trainings of one configuration apart.
+    Left out are arguments with the published default, so that one that comes later with a default
+    changes no fingerprint, and those that only matter in training.
 
     Parameters
     ----------
@@ -168,8 +171,8 @@ def fingerprint(parts: Mapping[str, nn.Module]) -> str:
     }
     text = json.dumps(described, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(text.encode())
-    for projection in (parts["compressor"].out_proj, parts["decompressor"].in_proj):
-        for weights in (projection.weight, projection.bias):
+    for module in (parts["compressor"].out_proj, parts["quantizer"], parts["decompressor"].in_proj):
+        for weights in module.parameters():
             digest.update(_float32_bytes(weights))
     return digest.hexdigest()[:32]
 

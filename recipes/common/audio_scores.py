@@ -10,6 +10,7 @@ from torch import Tensor
 
 from recipes.common.metrics import AudioMetrics
 from recipes.common.run_log import RunLog
+from recipes.common.score_models import DEFAULT_MODELS, ScoreModels
 
 
 class Chosen(NamedTuple):
@@ -30,19 +31,30 @@ class AudioScores:
     names : metrics, see `recipes.common.metrics.AudioMetrics`.
     sample_rate : Hz.
     run_log : where audio is written.
+    models : which models score, and where they run.
 
     Raises
     ------
     ValueError : if a name is not known.
+    FileNotFoundError : if ``models`` names a folder that does not exist.
     """
 
-    def __init__(self, names: Iterable[str], *, sample_rate: int, run_log: RunLog) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        *,
+        sample_rate: int,
+        run_log: RunLog,
+        models: ScoreModels = DEFAULT_MODELS,
+    ) -> None:
         self.names = list(names)
         self.sample_rate = sample_rate
+        self.score_models = models
         self.run_log = run_log
         self.chosen: dict[str, Chosen] = {}
         self.metrics: dict[str, AudioMetrics] = {}
-        self._metrics("rec")  # a misspelt metric or a missing package shows now
+        # A misspelt metric or a missing package shows now; files may be gone when a training ends.
+        self._models = self._metrics("rec").models if self.names else {}
 
     def choose(self, subset: str, ids: Sequence[str], *, scored: int, written: int) -> None:
         """Choose so many utterances of a subset, spread evenly over their order."""
@@ -68,14 +80,18 @@ class AudioScores:
             signals |= {prefix: rows[row, :size].float().cpu() for prefix, rows in decoded.items()}
             for prefix, signal in signals.items():
                 if utterance in chosen.scored and (with_ref or prefix in decoded):
-                    self._metrics(prefix).append([utterance], ref_sig[None], signal[None])
+                    language = batch.language[row]
+                    self._metrics(prefix).append(
+                        [utterance], [ref_sig], [signal], languages=[language]
+                    )
                 if utterance in chosen.written:
                     self.run_log.audio(f"{subset}/{utterance}/{prefix}", step, signal)
 
     def summarize(self) -> dict[str, Any]:
         """Means by prefix and score, over the utterances of all ranks; every rank has to call it.
 
-        Reasons for what could not be computed are under ``not_computed``.
+        Reasons for what could not be computed are under ``not_computed``, and what the others were
+        computed by under ``models``.
         """
         values: dict[str, Any] = {}
         reasons: dict[str, str] = {}
@@ -83,7 +99,8 @@ class AudioScores:
             metrics.gather()
             values |= {f"{prefix}_{name}": value for name, value in metrics.summarize().items()}
             reasons |= metrics.not_computed
-        return values | {"not_computed": reasons}
+        models = {name: line for name, line in self._models.items() if name not in reasons}
+        return values | {"not_computed": reasons, "models": models}
 
     def write_tables(self, folder: Path) -> None:
         """Write ``test_PREFIX.csv`` with a line for each utterance; on the main process."""
@@ -97,7 +114,11 @@ class AudioScores:
             if torch.distributed.is_initialized():
                 rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
             self.metrics[prefix] = AudioMetrics(
-                names=self.names, sample_rate=self.sample_rate, rank=rank, world_size=size
+                names=self.names,
+                sample_rate=self.sample_rate,
+                rank=rank,
+                world_size=size,
+                models=self.score_models,
             )
         return self.metrics[prefix]
 

@@ -1,6 +1,6 @@
 """CodecBrain: what the Brains of both training stages share.
 
-Frozen features, the guarded optimizer step (clipping, accumulation, precision, non-finite values),
+The guarded optimizer step (clipping, accumulation, precision, non-finite values),
 stage means, checkpoints chosen by one positive error, audio metrics and samples. A stage adds its
 own losses (`updates`) and its own validation (`evaluate_terms`).
 
@@ -29,25 +29,18 @@ from speechbrain.utils.optimizers import rm_vector_weight_decay
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from focalcodec.codec import encode
-from focalcodec.masking import lengths_to_mask, num_valid
 from recipes.common import cost
 from recipes.common.audio_scores import AudioScores
 from recipes.common.dataio import read_bad_files
+from recipes.common.frozen_features import Augment, Features, FrozenFeatures
 from recipes.common.interruption import Interrupted, Interruption
 from recipes.common.random_state import RandomState
 from recipes.common.run_log import Means, RunLog
+from recipes.common.score_models import named_models
 from recipes.common.step_log import StepLog, StepTensors, finite_terms, from_main
 from recipes.common.weights import fill_from_codec
 
 logger = logging.getLogger(__name__)
-
-
-class Features(NamedTuple):
-    """Frozen features of a batch: feats (B, N, H) float32, mask (B, N)."""
-
-    feats: Tensor
-    mask: Tensor
 
 
 class Update(NamedTuple):
@@ -69,9 +62,11 @@ class CodecBrain(sb.Brain):
     ----------
     selection_key : name of the validation term, positive and lower is better, that chooses the best
         checkpoint.
+    trains_on_sig : whether training needs the signal beside its features.
     """
 
     selection_key: str
+    trains_on_sig = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -82,14 +77,18 @@ class CodecBrain(sb.Brain):
         # Outside `modules`: never wrapped, never in train mode, never in an optimizer or a
         # checkpoint.
         self.encoder = self.hparams.encoder.to(self.device).eval().requires_grad_(False)
-        self._encode = self.encoder  # compiled, perhaps
+        self.frozen = FrozenFeatures(self.encoder)
         if self.hparams.init_from is not None and not self.checkpointer.list_checkpoints():
             fill_from_codec(self.start_from(), self.hparams.init_from, encoder=self.encoder)
         self.run_log = RunLog(self._log_folder(), sample_rate=self.encoder.sample_rate)
         self.step_log = StepLog(self.run_log.folder, patience=self.nonfinite_patience)
         self.interruption = Interruption()
+        # A stage that decodes nothing has no keys for what is decoded.
         self.audio_scores = AudioScores(
-            self.hparams.metrics, sample_rate=self.encoder.sample_rate, run_log=self.run_log
+            getattr(self.hparams, "metrics", []),
+            sample_rate=self.encoder.sample_rate,
+            run_log=self.run_log,
+            models=named_models(getattr(self.hparams, "score_models", {}), device=str(self.device)),
         )
         self.means = Means()
         self.checkpointer.add_recoverable("means", self.means)
@@ -146,41 +145,26 @@ class CodecBrain(sb.Brain):
         """Brain's loader; also notes which utterances are scored and which are written as audio."""
         loader = super().make_dataloader(dataset, stage, **kwargs)
         ids = list(dataset.data_ids)
-        scored = len(ids) if stage == sb.Stage.TEST else self.hparams.valid_metric_utterances
+        scored = getattr(self.hparams, "valid_metric_utterances", 0)
         self.loaders[stage] = loader
         self.audio_scores.choose(
-            stage.name.lower(), ids, scored=scored, written=self.hparams.num_audio_samples
+            stage.name.lower(),
+            ids,
+            scored=len(ids) if stage == sb.Stage.TEST else scored,
+            written=getattr(self.hparams, "num_audio_samples", 0),
         )
         return loader
 
-    @torch.no_grad()
     def features(self, batch: Any) -> Features:
-        """Features of the frozen encoder: computed in float32, or read from the feature cache."""
-        if hasattr(batch, "feats"):
-            feats, lens = batch.feats
-            mask = lengths_to_mask(num_valid(lens, feats.shape[1]), feats.shape[1])
-            return Features(feats.float(), mask)
-        sig, lens = batch.sig
-        if self.hparams.augment is not None and self.modules.training:
-            sig, lens = self._augmented(sig, lens)
-        with torch.autocast(self.device_type, enabled=False):
-            return Features(*encode(self._encode, sig, lens=lens))
+        """Frozen features of a batch, see `recipes.common.frozen_features`."""
+        return self.frozen(batch, augment=self._augment())
 
-    def _augmented(self, sig: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
-        shape = sig.shape
-        sig, lens = self.hparams.augment(sig, lens)
-        if sig.shape != shape:
-            raise ValueError(
-                f"augment made {tuple(sig.shape)} of signals {tuple(shape)}, but frames have to "
-                "stay where they are: leave out what changes speed or adds copies to the batch"
-            )
-        return sig, lens
+    def segment_features(self, batch: Any) -> Features:
+        """Those of its segments, or of whole utterances where it has none."""
+        return self.frozen.segments(batch, augment=self._augment())
 
-    def whole_frames(self, batch: Any, num_frames: int) -> Tensor:
-        """Give the signal (B, num_frames * hop_length), cut or zero-padded to whole frames."""
-        sig = batch.sig.data
-        size = num_frames * self.encoder.hop_length
-        return nn.functional.pad(sig, (0, max(0, size - sig.shape[1])))[:, :size]
+    def _augment(self) -> Augment | None:
+        return self.hparams.augment if self.modules.training else None
 
     # Training
 
@@ -204,7 +188,7 @@ class CodecBrain(sb.Brain):
         `recipes.common.step_log`.
         """
         group, should_step = self._accumulation()
-        self.step_log.add(self._train_on(batch, group=group, should_step=should_step))
+        self.step_log.add(self.train_on(batch, group=group, should_step=should_step))
         self.optimizer_step += int(should_step)
         if should_step:
             self.after_step()
@@ -215,7 +199,7 @@ class CodecBrain(sb.Brain):
         # SpeechBrain averages what comes back, which nothing reads: the loss would be waited for.
         return torch.zeros(())
 
-    def _train_on(
+    def train_on(
         self, batch: Any, *, group: int, should_step: bool, idle: bool = False
     ) -> StepTensors:
         """Do one batch; ``idle`` leaves all weights and optimizer states as they are.
@@ -278,7 +262,7 @@ class CodecBrain(sb.Brain):
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.max_grad_norm > 0:
             nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        finite = _on_all_ranks(finite & torch.isfinite(norm))
+        finite = on_all_ranks(finite & torch.isfinite(norm))
         _step_if(optimizer, finite)
         optimizer.zero_grad(set_to_none=True)
         return norm, finite
@@ -360,7 +344,7 @@ class CodecBrain(sb.Brain):
         """Compile the frozen encoder with the modules that SpeechBrain compiles."""
         super()._compile()
         if self.compile:
-            self._encode = torch.compile(self.encoder, dynamic=True)
+            self.frozen.compile()
 
     def on_evaluate_start(self, max_key: str | None = None, min_key: str | None = None) -> None:
         """Load the best checkpoint; it must exist, a test of untrained modules would be no test."""
@@ -485,11 +469,11 @@ class CodecBrain(sb.Brain):
                 "the earlier ones are untouched"
             )
         scores = self.audio_scores.summarize()
-        not_computed = {"not_computed": scores.pop("not_computed")}
+        details = {key: scores.pop(key) for key in ("not_computed", "models")}
         values |= scores | self.stage_values(stage)
         if stage == sb.Stage.TEST:  # of all ranks, as they share the list
             values["bad_files"] = len(read_bad_files(self.run_log.folder / "bad_files.tsv"))
-        self.run_log.stage(stage.name.lower(), self.optimizer_step, values | not_computed)
+        self.run_log.stage(stage.name.lower(), self.optimizer_step, values | details)
         if stage == sb.Stage.VALID:
             self._write_line(
                 {"epoch": epoch, "step": self.optimizer_step}, train=self.train_stats, valid=values
@@ -558,7 +542,8 @@ def _step_if(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
         optimizer.step()
 
 
-def _on_all_ranks(finite: Tensor) -> Tensor:
+def on_all_ranks(finite: Tensor) -> Tensor:
+    """Whether this is true on every rank, a scalar; a collective call in a distributed run."""
     if not torch.distributed.is_initialized():
         return finite
     value = finite.float()

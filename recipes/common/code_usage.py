@@ -11,36 +11,53 @@ class CodeUsage:
 
     Parameters
     ----------
-    codebook_size : number of codes; at least 2.
+    codebook_size : number of codes of each codebook; at least 2.
+    num_codebooks : K; more than one are counted one by one and averaged, as published figures are.
+
+    Attributes
+    ----------
+    counts : (K, codebook_size) int64, how often each code occurred.
     """
 
-    def __init__(self, codebook_size: int):
+    def __init__(self, codebook_size: int, *, num_codebooks: int = 1):
         if codebook_size < 2:
             raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
+        if num_codebooks < 1:
+            raise ValueError(f"num_codebooks must be at least 1, got {num_codebooks}")
         self.codebook_size = codebook_size
+        self.num_codebooks = num_codebooks
         self.clear()
 
     def clear(self) -> None:
         """Forget everything that was appended."""
-        self.counts = torch.zeros(self.codebook_size, dtype=torch.int64)
+        self.counts = torch.zeros(self.num_codebooks, self.codebook_size, dtype=torch.int64)
 
     def append(self, toks: Tensor, *, mask: Tensor | None = None) -> None:
         """Count tokens.
 
         Parameters
         ----------
-        toks : (B, L) int64 in [0, codebook_size).
+        toks : (B, L, K) int64 in [0, codebook_size); of one codebook also (B, L).
         mask : (B, L) bool, True for real tokens; None for all.
 
         Raises
         ------
-        ValueError : if a real token is not in [0, codebook_size), or the shape of ``mask`` differs.
+        ValueError : if a real token is not in [0, codebook_size), the number of codebooks is
+            another, or the shape of ``mask`` differs.
         """
-        if mask is not None and mask.shape != toks.shape:
+        if toks.ndim == 2 and self.num_codebooks == 1:
+            toks = toks[:, :, None]
+        if toks.ndim != 3 or toks.shape[2] != self.num_codebooks:
             raise ValueError(
-                f"mask must have the shape of toks, got {tuple(mask.shape)} and {tuple(toks.shape)}"
+                f"toks must be (B, L, {self.num_codebooks}), one number a codebook, "
+                f"got {tuple(toks.shape)}"
             )
-        toks = (toks if mask is None else toks[mask]).detach().flatten()
+        if mask is not None and mask.shape != toks.shape[:2]:
+            raise ValueError(
+                f"mask must have the shape of toks without codebooks, got {tuple(mask.shape)} and "
+                f"{tuple(toks.shape)}"
+            )
+        toks = (toks.flatten(0, 1) if mask is None else toks[mask]).detach()  # (tokens, K)
         if toks.numel() == 0:
             return
         low, high = (bound.item() for bound in toks.aminmax())
@@ -49,11 +66,12 @@ class CodeUsage:
                 f"toks must be in [0, {self.codebook_size}), got {low} to {high}; "
                 "is codebook_size that of the quantizer?"
             )
-        counts = torch.bincount(toks, minlength=self.codebook_size)
-        self.counts = self.counts.to(counts.device) + counts
+        shifts = self.codebook_size * torch.arange(self.num_codebooks, device=toks.device)
+        counts = torch.bincount((toks + shifts).flatten(), minlength=self.counts.numel())
+        self.counts = self.counts.to(counts.device) + counts.view_as(self.counts)
 
     def summarize(self, *, across_ranks: bool = True) -> dict[str, float]:
-        """Usage over all ranks; under DDP every rank must call this.
+        """Usage over all ranks, averaged over codebooks; under DDP every rank must call this.
 
         Parameters
         ----------
@@ -63,16 +81,26 @@ class CodeUsage:
         -------
         ``code_usage`` (fraction of the codebook that occurred), ``used_codes``,
         ``normalised_entropy`` (entropy over log codebook_size), ``normalised_entropy_used`` (over
-        log used_codes; 0 if there is only one) and ``num_tokens``.
+        log used_codes; 0 if there is only one) and ``num_tokens`` (of one codebook).
 
         Raises
         ------
         RuntimeError : if no token was appended on any rank.
         """
+        books = self.summarize_codebooks(across_ranks=across_ranks)
+        if len(books) == 1:  # whole numbers stay whole
+            return books[0]
+        return {key: sum(book[key] for book in books) / len(books) for key in books[0]}
+
+    def summarize_codebooks(self, *, across_ranks: bool = True) -> list[dict[str, float]]:
+        """Give what `summarize` averages, by codebook; same arguments and errors."""
         counts = self._global_counts() if across_ranks else self.counts
-        num_tokens = int(counts.sum())
-        if num_tokens == 0:
+        if int(counts.sum()) == 0:
             raise RuntimeError("no token was appended: code usage needs at least one")
+        return [self._summarize_one(row) for row in counts]
+
+    def _summarize_one(self, counts: Tensor) -> dict[str, float]:
+        num_tokens = int(counts.sum())
         probs = counts[counts > 0].double() / num_tokens
         used_codes = probs.numel()
         entropy = float(torch.special.entr(probs).sum())
@@ -94,10 +122,10 @@ class CodeUsage:
         return counts
 
 
-def bitrate(token_rate: float, codebook_size: int) -> float:
-    """Bits per second of a stream of ``token_rate`` Hz tokens, each one of ``codebook_size``."""
+def bitrate(token_rate: float, codebook_size: int, *, num_codebooks: int = 1) -> float:
+    """Bits per second of streams of ``token_rate`` Hz tokens, each one of ``codebook_size``."""
     if token_rate <= 0 or codebook_size < 2:
         raise ValueError(
             f"token_rate must be > 0 and codebook_size >= 2, got {token_rate} and {codebook_size}"
         )
-    return token_rate * math.log2(codebook_size)
+    return token_rate * num_codebooks * math.log2(codebook_size)

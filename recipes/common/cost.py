@@ -92,7 +92,7 @@ def measure(brain: Any, *, num_steps: int) -> tuple[list[float], int]:
         batch = collate([dataset[i] for i in indices])
         _wait(brain.device)
         start = time.monotonic()
-        brain._train_on(batch, group=1, should_step=True, idle=True)
+        brain.train_on(batch, group=1, should_step=True, idle=True)
         _wait(brain.device)
         times.append(time.monotonic() - start)
     if brain.device_type == "cuda":

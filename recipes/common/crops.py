@@ -46,3 +46,9 @@ class Crops:
             name = f"{self.seed}/{self.epoch}/{utterance}" + (f"/{index}" if index else "")
             starts.append(random.Random(name).randrange(max(1, total - self.num_frames + 1)))
         return (torch.tensor(starts)[:, None] + torch.arange(self.num_frames)) % total
+
+
+def cut(x: Tensor, *, frames: Tensor) -> Tensor:
+    """Segments (B * K, S, ...) of a batch (B, N, ...) at the frames (B, K, S) of `Crops`."""
+    rows = torch.arange(len(x), device=x.device)[:, None, None]
+    return x[rows, frames].flatten(0, 1)

@@ -62,11 +62,16 @@ def read_header(path: str | Path) -> tuple[int, int]:
 
 
 def load_sig(
-    path: str | Path, *, sample_rate: int, start: int = 0, num_samples: int | None = None
+    path: str | Path,
+    *,
+    sample_rate: int,
+    start: int = 0,
+    num_samples: int | None = None,
+    channel: int | None = None,
 ) -> Tensor:
     """Load a file, or a part of it, as a mono waveform at ``sample_rate``.
 
-    Channels are averaged. A part equals the same slice of the whole file, also when the rate
+    A part equals the same slice of the whole file, also when the rate
     changes, and only the part is decoded. Peaks of float files beyond [-1, 1] are kept.
 
     Parameters
@@ -75,6 +80,7 @@ def load_sig(
     sample_rate : wanted, in Hz.
     start : first sample, counted at ``sample_rate``.
     num_samples : at most so many samples at ``sample_rate``; None = to the end.
+    channel : which one to take, from 0; None averages all.
 
     Returns
     -------
@@ -99,7 +105,10 @@ def load_sig(
         first_block = max(0, start // up - context)
         first = first_block * down
         last = min(total, ((end - 1) // up + 1 + context) * down)
-        sig = _read_frames(file, path, first, last).mean(1)
+        if channel is not None and channel >= file.channels:
+            raise BadAudioError(path, f"no channel {channel}: it has {file.channels}")
+        channels = _read_frames(file, path, first, last)
+        sig = channels.mean(1) if channel is None else channels[:, channel].contiguous()
         sig = resample(sig, sample_rate=rate, new_sample_rate=sample_rate)
         sig = sig[start - first_block * up : end - first_block * up]
     if not sig.isfinite().all():
@@ -110,14 +119,14 @@ def load_sig(
 class SigDataset(DynamicItemDataset):
     """Utterances, whole or as segments, and the policy on bad files.
 
-    An item has ``id``, ``num_samples`` = T, and
+    An item has ``id``, ``language``, ``num_samples`` = T, and
 
     ============  =========================================  =====================================
     .             without a cache                            with a cache
     ============  =========================================  =====================================
     whole         ``sig`` (T,)                               ``feats`` (N, H), ``sig`` if wanted
-    with crops    ``sig`` (T,), ``frames`` (K, S): where     ``feats`` (K, S, H), ``segments``
-                  the K segments of S frames lie             (K, S * hop): the signal's segments
+    with crops    ``sig`` (T,), ``frames`` (K, S): where     ``feats`` (K, S, H), and if wanted
+                  the K segments of S frames lie             ``segments`` (K, S * hop) of the signal
     ============  =========================================  =====================================
 
     With "skip", an utterance that cannot be loaded is replaced by the next good one, so that
@@ -126,13 +135,14 @@ class SigDataset(DynamicItemDataset):
 
     Parameters
     ----------
-    entries : manifest, paths filled in; ``num_samples`` counted at ``sample_rate``.
+    entries : manifest, paths filled in; ``num_samples`` counted at ``sample_rate``. Without a
+        ``language`` an entry is English.
     sample_rate : Hz.
     on_bad_file : "skip" or "raise".
     bad_files : tsv file to which "skip" appends.
     crops : where segments are cut; None for whole utterances.
     cache : a `recipes.common.feature_cache.FeatureCache` that holds every entry; None for none.
-    with_sig : False leaves the signal of whole utterances out, which a cache allows.
+    with_sig : False leaves the signal out, which a cache allows.
     """
 
     def __init__(
@@ -151,21 +161,21 @@ class SigDataset(DynamicItemDataset):
         self.bad_files = bad_files
         self.crops = crops
         self.cache = cache
-        super().__init__(dict(entries))
+        super().__init__({key: {"language": "en", **entry} for key, entry in entries.items()})
         keys = ["sig"] if with_sig else []
         self.add_dynamic_item(self._load, takes=["wav", "num_samples"], provides="sig")
         if crops is not None and cache is not None:
-            keys = ["feats", "segments"]
-            self.add_dynamic_item(
-                self._load_segments, takes=["id", "wav", "num_samples"], provides=keys
-            )
+            takes = ["id", "num_samples"]
+            self.add_dynamic_item(self._read_segments, takes=takes, provides="feats")
+            self.add_dynamic_item(self._load_segments, takes=[*takes, "wav"], provides="segments")
+            keys = ["feats", "segments"] if with_sig else ["feats"]
         elif crops is not None:
             keys.append("frames")
             self.add_dynamic_item(self._frames, takes=["id", "num_samples"], provides="frames")
         elif cache is not None:
             keys.append("feats")
             self.add_dynamic_item(cache.read, takes="id", provides="feats")
-        self.set_output_keys(["id", "num_samples", *keys])
+        self.set_output_keys(["id", "language", "num_samples", *keys])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Utterance at ``index``, or with "skip" the next one that can be loaded."""
@@ -203,14 +213,21 @@ class SigDataset(DynamicItemDataset):
     def _frames(self, utterance: str, num_samples: int) -> Tensor:
         return self.crops.frames(utterance, total=-(-num_samples // self.crops.hop_length))
 
-    def _load_segments(self, utterance: str, wav: str, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Segments of features and signal, of which no more is read than they need."""
-        frames = self._frames(utterance, num_samples)
-        hop_length = self.crops.hop_length
-        feats, segments = [], []
-        for row in frames:
-            first, size = int(row.min()), int(row.max() - row.min()) + 1
+    def _read_segments(self, utterance: str, num_samples: int) -> Tensor:
+        """Segments of features, of which no more is read than they need."""
+        feats = []
+        for row in self._frames(utterance, num_samples):
+            first, size = _span(row)
             part = self.cache.read(utterance, start=first, num_frames=size)
+            feats.append(part[row - first])
+        return torch.stack(feats)
+
+    def _load_segments(self, utterance: str, num_samples: int, wav: str) -> Tensor:
+        """Segments of the signal, of which no more is read than they need."""
+        hop_length = self.crops.hop_length
+        segments = []
+        for row in self._frames(utterance, num_samples):
+            first, size = _span(row)
             sig = load_sig(
                 wav,
                 sample_rate=self.sample_rate,
@@ -218,9 +235,29 @@ class SigDataset(DynamicItemDataset):
                 num_samples=size * hop_length,
             )
             sig = torch.nn.functional.pad(sig, (0, size * hop_length - len(sig)))
-            feats.append(part[row - first])
             segments.append(sig.view(size, hop_length)[row - first].flatten())
-        return torch.stack(feats), torch.stack(segments)
+        return torch.stack(segments)
+
+
+def read_manifest(manifest: str | Path, *, data_folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Rows by utterance id, with real paths.
+
+    Parameters
+    ----------
+    manifest : JSON file from `recipes.common.manifests.write_manifests`.
+    data_folder : what ``{data_root}`` stands for.
+
+    Raises
+    ------
+    FileNotFoundError : if ``data_folder`` is no folder.
+    ValueError : if the manifest is empty.
+    """
+    rows = load_data_json(manifest, {"data_root": str(existing_folder(data_folder))})
+    if not rows:
+        raise ValueError(
+            f"{manifest} holds no utterance; name splits for this subset and prepare the data again"
+        )
+    return rows
 
 
 def make_dataset(
@@ -251,15 +288,15 @@ def make_dataset(
 
     Raises
     ------
-    ValueError : if the manifest is empty or ``sorting`` is none of the three.
+    ValueError : if the manifest is empty or names mixtures, or ``sorting`` is none of the three.
     """
     if sorting not in ("random", "ascending", "descending"):
         raise ValueError(f"sorting must be random, ascending or descending, got {sorting!r}")
-    root = existing_folder(data_folder)
-    entries = load_data_json(manifest, {"data_root": str(root)})
-    if not entries:
+    entries = read_manifest(manifest, data_folder=data_folder)
+    if mixed := [utt_id for utt_id, entry in entries.items() if "noise" in entry]:
         raise ValueError(
-            f"{manifest} holds no utterance; name splits for this subset and prepare the data again"
+            f"{manifest}: {mixed[0]} is to be mixed with noise, which is for evaluation "
+            "(recipes.common.mixing); train on files that are noisy already"
         )
     bad = getattr(options.get("cache"), "bad", {})
     ids = [utt_id for utt_id in sorted(entries) if utt_id not in bad][:max_utterances]
@@ -312,7 +349,7 @@ def bucket_sampler(dataset: SigDataset, *, batch_seconds: float, seed: int) -> D
 
 
 def collate(examples: list[dict[str, Any]]) -> PaddedBatch:
-    """Batch of `SigDataset`'s items: ``id`` (list), ``num_samples`` (B,), the rest padded.
+    """Batch of `SigDataset`'s items: ``id`` and ``language`` (lists), ``num_samples`` (B,), audio.
 
     ``sig.data`` (B, T) is zero-padded, ``sig.lengths`` (B,) are relative, and so on.
     """
@@ -377,6 +414,12 @@ def read_bad_files(bad_files: str | Path) -> dict[str, str]:
     path = Path(bad_files)
     rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return dict(row.split("\t", 1) for row in rows)
+
+
+def _span(frames: Tensor) -> tuple[int, int]:
+    """First of the frames, and how many there are from it to the last."""
+    first = int(frames.min())
+    return first, int(frames.max()) - first + 1
 
 
 def _tsv_line(path: str, reason: str) -> str:

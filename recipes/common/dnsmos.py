@@ -9,15 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recipes.common.score_models import hash_line
 from recipes.common.scoring import (
     SAMPLE_RATE,
     load_package,
     mel_filters,
     missing_package,
+    package_versions,
     spectrum,
     to_16k,
 )
 
+_P835_MODEL, _P808_MODEL = "sig_bak_ovr.onnx", "model_v8.onnx"
 _WINDOW_S = 9.01
 _WINDOW_SAMPLES = 144_160
 _P835_POLYNOMIALS = (  # for sig, bak, ovrl; highest power first
@@ -62,7 +65,7 @@ def dnsmos(hyp_sig: Tensor | np.ndarray, *, sample_rate: int) -> Dnsmos:
     [1] Reddy et al., "DNSMOS P.835", 2022, arXiv:2110.01763; polynomials and windows from
         microsoft/DNS-Challenge, DNSMOS/dnsmos_local.py; model files from the wheel ``speechmos``.
     """
-    p835_model, p808_model = _session("sig_bak_ovr.onnx"), _session("model_v8.onnx")
+    p835_model, p808_model = _session(_P835_MODEL), _session(_P808_MODEL)
     windows = _windows(to_16k(hyp_sig, sample_rate=sample_rate).numpy())
     raw = [p835_model.run(None, {"input_1": window[None]})[0][0] for window in windows]
     mel = [_mel(torch.from_numpy(window)) for window in windows]
@@ -89,6 +92,12 @@ def models_folder() -> Path:
         if (models := Path(folder, "dnsmos_models")).is_dir():
             return models
     raise missing_package("speechmos", "not found")
+
+
+def describe_dnsmos() -> str:
+    """One line of what DNSMOS depends on: hashes of its models, and packages."""
+    hashes = [hash_line(models_folder() / name) for name in (_P835_MODEL, _P808_MODEL)]
+    return f"{', '.join(hashes)}; {package_versions('speechmos', 'onnxruntime')}"
 
 
 @functools.cache

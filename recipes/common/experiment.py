@@ -5,23 +5,22 @@ folder to be its own; the frozen encoder is loaded on every rank (never on rank 
 speechbrain's ``run_on_main``); collective calls run on every rank.
 """
 
-import hashlib
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ruamel.yaml
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml, resolve_references
-from ruamel.yaml.comments import CommentedMap
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import ddp_init_group, if_main_process, run_on_main
 from torch.utils.data import DistributedSampler
 
 from focalcodec import hub
 from recipes.common import dataio, manifests
+from recipes.common.command_line import parse_command_line, resolved_hash
 from recipes.common.crops import Crops
 from recipes.common.feature_cache import FeatureCache, build_cache, describe_encoder
 from recipes.common.feature_cache.plan import merge_entries
@@ -37,6 +36,7 @@ CONTINUABLE = (
     "data_folder",
     "encoder_checkpoint",  # the encoder's fingerprint is compared instead
     "decoder_checkpoint",  # only decodes what validation scores
+    "centroid_tolerance",
     "output_folder",
     "save_folder",
     "num_workers",
@@ -45,6 +45,7 @@ CONTINUABLE = (
     "log_interval_steps",
     "nonfinite_patience",
     "metrics",
+    "score_models",
     "valid_metric_utterances",
     "num_audio_samples",
     "feature_cache",  # equal but for the precision that it is stored in
@@ -112,24 +113,18 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
         hparams = load_hyperpyyaml(file, overrides)
     folder = RunFolder(
         hparams["output_folder"],
-        command=["python", Path(sys.argv[0]).name, *argv],
+        command=[*_program(), *argv],
         config_hash=config_hash(param_file, overrides),
     )
     folder.refuse_other_configuration()
     folder_outside(hparams["output_folder"], existing_folder(hparams["data_folder"]))
-    sb.create_experiment_directory(
-        experiment_directory=hparams["output_folder"],
-        hyperparams_to_save=param_file,
-        overrides=overrides,
-    )
-    if if_main_process():  # leave no copy of this file, which SpeechBrain makes of its caller
-        (Path(hparams["output_folder"]) / Path(__file__).name).unlink()
+    folder.create(param_file, overrides)
     run_on_main(prepare_run, kwargs={"hparams": hparams})
     load_encoder(hparams["encoder"], hparams["encoder_checkpoint"])
     hparams["checkpointer"].config_hash = folder.config_hash
     brain = brain_class(
         modules=hparams["modules"],
-        opt_class=hparams["opt_class"],
+        opt_class=hparams.get("opt_class"),
         hparams=hparams,
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
@@ -142,7 +137,7 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
         sb.utils.seed.seed_everything(hparams["seed"] + torch.distributed.get_rank(), verbose=False)
     # Last, so that a mistake found on the way leaves the folder free for the corrected command.
     facts = {
-        "encoder": fingerprint(hparams["encoder"]),
+        "weights": {"encoder": fingerprint(hparams["encoder"])},
         "seed": hparams["seed"],
         "parameters": count_parameters(hparams),
         "hardware": hardware(brain.device),
@@ -151,65 +146,13 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
     return Experiment(brain, *loaders)
 
 
-def parse_command_line(argv: Sequence[str]) -> tuple[str, Any, str]:
-    """SpeechBrain's parser, made strict.
-
-    Returns
-    -------
-    YAML file, run options, overrides as YAML text. A run option that is also a key of the YAML is
-    an override as well, so that the saved ``hyperparams.yaml`` holds the value that was used.
-
-    Raises
-    ------
-    ValueError : if an override would silently be lost.
-    """
-    for argument in argv:
-        if argument.count("=") > int(argument.startswith("--")):
-            raise ValueError(
-                f"argument {argument!r} has an '=' inside its value, where SpeechBrain would cut "
-                "it; choose a name without '='"
-            )
-    param_file, run_opts, overrides = sb.parse_arguments(list(argv))
-    yaml = ruamel.yaml.YAML()
-    with open(param_file, encoding="utf-8") as file:
-        main = yaml.load(file)
-    replacements = (yaml.load(overrides) if overrides else None) or {}
-    for key, value in replacements.items():
-        _refuse_lost_override(key, value, main)
-    options = run_opts.as_dict()
-    for key in sorted(run_opts.overridden_args & set(main)):
-        overrides += f"\n{key}: {options[key]}"
-    return param_file, run_opts, overrides
-
-
 def config_hash(param_file: str, overrides: str) -> str:
-    """Short hash of the resolved YAML without the keys that a run may change when it goes on.
-
-    It is taken of the parsed nodes, so comments, spacing and spellings of a number do not count.
-    """
-    yaml = ruamel.yaml.YAML()
+    """Short hash of a training's YAML without the keys that it may change when it goes on."""
+    without = {*CONTINUABLE}
     with open(param_file, encoding="utf-8") as file:
-        main = yaml.load(file)
-        file.seek(0)
-        neutral = (yaml.load(overrides) if overrides else None) or CommentedMap()
-        neutral.update({key: None for key in CONTINUABLE if key in main})
-        if "decoder_checkpoint" in main:
-            neutral["decoder"] = None  # where the decoder is not what is trained
-        resolved = yaml.load(resolve_references(file, neutral).getvalue())
-    return hashlib.sha256(canonical(resolved).encode()).hexdigest()[:16]
-
-
-def canonical(node: Any) -> str:
-    """One text for all spellings of a YAML node: its tag and its typed value, keys in order."""
-    tag = getattr(node, "tag", None)
-    name = tag.value or "" if tag is not None else ""
-    if isinstance(node, Mapping):
-        items = (f"{key}: {canonical(value)}" for key, value in sorted(node.items()))
-        return f"{name}{{{', '.join(items)}}}"
-    if isinstance(node, Sequence) and not isinstance(node, str):
-        return f"{name}[{', '.join(map(canonical, node))}]"
-    value = getattr(node, "value", node)  # a tagged scalar
-    return f"{name}{float(value)!r}" if isinstance(value, float) else f"{name}{value!r}"
+        if "decoder_checkpoint" in ruamel.yaml.YAML().load(file):
+            without.add("decoder")  # where the decoder is not what is trained
+    return resolved_hash(param_file, overrides, without=without)
 
 
 def count_parameters(hparams: dict[str, Any]) -> dict[str, int]:
@@ -264,7 +207,12 @@ def prepare_run(hparams: dict[str, Any]) -> None:
     earlier = manifests.read_data_files(folder)
     prepare_data(hparams)
     if goes_on and hparams["on_changed_data"] == "raise":
-        manifests.refuse_changed(folder, earlier=earlier)
+        manifests.refuse_changed(
+            folder,
+            earlier=earlier,
+            hint="go on with what is there by --on_changed_data accept, or choose another folder "
+            "with --output_folder",
+        )
 
 
 def prepare_data(hparams: dict[str, Any]) -> None:
@@ -357,8 +305,8 @@ def make_loader(
 ) -> Any:
     """Loader of one subset: shuffled batches for training, the manifest's order otherwise.
 
-    The decoder stage trains on segments (its YAML has ``segment_frames``), the quantizer stage on
-    whole utterances, of which it needs the signal only where it has no cache or scores audio.
+    Training takes segments where the YAML has ``segment_frames``, whole utterances otherwise, and
+    the signal only if the stage trains on it or has no cache.
 
     Raises
     ------
@@ -367,7 +315,9 @@ def make_loader(
     training = stage == sb.Stage.TRAIN
     options: dict[str, Any] = {"cache": cache if stage != sb.Stage.TEST else None}
     batch_size = hparams["batch_size"]
-    if training and "segment_frames" in hparams:
+    if training:
+        options["with_sig"] = cache is None or brain.trains_on_sig
+    if training and hparams.get("segment_frames") is not None:
         number = hparams["crops_per_utterance"]
         options["crops"] = Crops(
             hparams["segment_frames"],
@@ -381,8 +331,6 @@ def make_loader(
                 f"{batch_size} and {number}"
             )
         batch_size //= number
-    elif training:
-        options["with_sig"] = cache is None
     dataset = make_dataset(hparams, stage, **options)
     kwargs = dataio.loader_kwargs(
         num_workers=hparams["num_workers"],
@@ -412,26 +360,7 @@ def make_loader(
     return loader
 
 
-def _refuse_lost_override(key: str, value: Any, main: CommentedMap) -> None:
-    """Raise where HyperPyYAML would keep the old class or file without a word (its issue 28)."""
-    if key not in main:
-        return  # load_hyperpyyaml names the unknown key
-    tag = str(getattr(value, "tag", None) and value.tag.value or "")
-    if isinstance(value, CommentedMap) and tag.startswith("!"):
-        raise ValueError(
-            f"--{key} is the tagged mapping {tag}, of which HyperPyYAML would keep the arguments "
-            "and drop the class; put "
-            f"it into a file and pass --{key} '!include:FILE.yaml' (path relative to the main YAML)"
-        )
-    block = getattr(main[key], "tag", None)
-    if isinstance(value, str) and block is not None and (block.value or "").startswith("!include"):
-        raise ValueError(
-            f"--{key} is the plain text {value!r} where a block belongs; pass "
-            f"--{key} '!include:{value}' (path relative to the main YAML)"
-        )
-    if isinstance(value, CommentedMap) and not isinstance(main[key], CommentedMap):
-        raise ValueError(
-            f"--{key} is a mapping, but {key} is an include of a block file, whose arguments "
-            "cannot be overridden one by "
-            f"one; copy the file, change it and pass --{key} '!include:COPY.yaml'"
-        )
+def _program() -> list[str]:
+    """Words that start this program: a script, or a module that ``python -m`` runs."""
+    module = sys.modules["__main__"].__spec__
+    return ["python", Path(sys.argv[0]).name] if module is None else ["python", "-m", module.name]

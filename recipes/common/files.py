@@ -1,28 +1,35 @@
-"""Files and folders of a run: text and JSON that is there whole or not at all."""
+"""Files and folders of a run: content that is there whole or not at all."""
 
+import fcntl
 import json
 import os
 import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file whole or not at all; leave it alone if it already holds this text."""
-    encoded = text.encode()
-    if path.exists() and path.read_bytes() == encoded:
+    """Write a UTF-8 file as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; leave it alone if it already holds these bytes."""
+    if path.exists() and path.read_bytes() == content:
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with open(partial, "wb") as file:
-        file.write(encoded)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a kill inside `write_text` has left in a folder that no other process writes."""
+    """Remove what a kill inside `write_bytes` has left in a folder that no other process writes."""
     for path in folder.glob(".*"):
         if re.fullmatch(r"\..+\.\d+", path.name):
             path.unlink()
@@ -60,6 +67,26 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked_file(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a file's lock over all processes; without ``wait`` False if another has it.
+
+    The kernel frees it when its holder dies, however it dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(descriptor)
+        yield False
+        return
+    try:
+        yield True
     finally:
         os.close(descriptor)
 

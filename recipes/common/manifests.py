@@ -1,8 +1,9 @@
 """From a folder of audio files to manifests: splits, headers, limits, draws.
 
-First step of both stages. A module of ``recipes.corpora`` lists its utterances; `write_manifests`
-reads their headers and writes ``{train,valid,test}.json`` and ``bad_files.tsv`` into the output
-folder (the user's data are only ever read). `recipes.common.dataio` loads what they name.
+First step of training and evaluation. A module of ``recipes.corpora`` lists its utterances;
+`write_manifests` reads their headers and writes ``{train,valid,test}.json`` and ``bad_files.tsv``
+into the output folder (the user's data are only ever read). `recipes.common.dataio` loads what they
+name.
 
 A manifest is JSON, one utterance a line, sorted by id, for SpeechBrain's ``DynamicItemDataset``::
 
@@ -10,23 +11,38 @@ A manifest is JSON, one utterance a line, sorted by id, for SpeechBrain's ``Dyna
                           "num_samples": 76800, "sample_rate": 24000, "speaker": "84",
                           "text": "only where it is known"}}
 
+Test sets have more keys where they need them; `recipes.common.mixing` loads what they name:
+
+===================== ============================================================================
+``language``          ISO 639-1 code of what is spoken; without it, English
+``target``            file that decoded audio is compared with; without it, ``wav`` itself. As long
+                      as ``wav``, but for voice conversion, where it is another speaker's
+``reference``         file of the voice to convert to, and its ``reference_speaker``
+``noise``             file to be mixed with ``wav`` (first channel, at 16 kHz), with the linear
+                      factors ``speech_gain`` and ``noise_gain``; the target is then ``wav`` times
+                      ``speech_gain``
+``snr_db``            signal-to-noise ratio of that mixture, where it was chosen
+===================== ============================================================================
+
+A path in the data folder begins with ``{data_root}``; one elsewhere is absolute.
+
 Bad files follow the policy of `recipes.common.dataio`, here as far as their headers show it. Files
 outside the duration limits are left out and listed either way.
 """
 
+import functools
 import json
 import logging
 import os
 import random
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from focalcodec.audio import AUDIO_SUFFIXES
+from recipes.common.corpus_files import SUBSETS, Utterance
 from recipes.common.dataio import (
     BadAudioError,
     check_policy,
@@ -37,15 +53,8 @@ from recipes.common.files import existing_folder, folder_outside, write_text
 
 logger = logging.getLogger(__name__)
 
-SUBSETS = ("train", "valid", "test")
-
-
-class Utterance(NamedTuple):
-    """One audio file of a corpus before its header was read."""
-
-    path: Path
-    id: str
-    speaker: str
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class SubsetCounts(NamedTuple):
@@ -68,66 +77,12 @@ class PreparedCorpus(NamedTuple):
     test: SubsetCounts
 
 
-def list_splits(
-    data_folder: str | Path,
-    *,
-    corpus: str,
-    splits: tuple[Sequence[str] | None, Sequence[str] | None, Sequence[str] | None],
-    suffixes: Collection[str],
-    describe: Callable[[Path], tuple[str, str]] | None = None,
-) -> dict[str, list[Utterance] | None]:
-    """List the audio files of named split folders.
+class _Chosen(NamedTuple):
+    """Entries of one subset by id (with real paths), reasons by path of the others, counts."""
 
-    Parameters
-    ----------
-    data_folder : root of the corpus.
-    corpus : its name in error messages.
-    splits : folders below ``data_folder`` for train, valid and test; empty = not wanted.
-    suffixes : of the files to take, lower case with the dot.
-    describe : ``describe(path relative to data_folder) -> (utterance id, speaker)``; by default of
-        ``<split>/<speaker>/<chapter>/<utterance id>.<suffix>``.
-
-    Returns
-    -------
-    Utterances of each subset, sorted by path; None where no split is named.
-
-    Raises
-    ------
-    FileNotFoundError : if the data folder or a split is missing.
-    ValueError : if splits are not a list of plain folder names.
-    """
-    root = existing_folder(data_folder)
-    names_of = dict(zip(SUBSETS, splits, strict=True))
-    _check_splits(names_of)
-    describe = describe or _describe_chapter_layout
-    return {
-        subset: [
-            Utterance(path, *describe(path.relative_to(root)))
-            for name in names
-            for path in find_audio(_split_folder(root, name, corpus, subset), suffixes=suffixes)
-        ]
-        if names
-        else None
-        for subset, names in names_of.items()
-    }
-
-
-def find_audio(folder: Path, *, suffixes: Collection[str] = AUDIO_SUFFIXES) -> list[Path]:
-    """List the audio files below ``folder``, sorted.
-
-    Hidden files and folders (``._a.wav``) are ignored, links are followed.
-    """
-    return sorted(_walk(folder, suffixes, frozenset()))
-
-
-def read_text_beside(path: Path, *, suffix: str = ".normalized.txt") -> str | None:
-    """Text of ``<utterance><suffix>`` beside an audio file, white space collapsed; None without."""
-    transcript = path.with_name(path.stem + suffix)
-    try:
-        text = transcript.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return None
-    return " ".join(text.split()) or None
+    entries: dict[str, dict[str, Any]]
+    left_out: dict[str, str]
+    counts: SubsetCounts
 
 
 def write_manifests(
@@ -143,6 +98,8 @@ def write_manifests(
     max_test_utterances: int | None = None,
     on_bad_file: str = "skip",
     seed: int = 0,
+    left_out: Mapping[str, str] | None = None,
+    complete: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
 ) -> PreparedCorpus:
     """Read all headers, filter, and write manifests and ``bad_files.tsv`` into ``save_folder``.
 
@@ -159,6 +116,10 @@ def write_manifests(
         that pass; None = all.
     on_bad_file : "skip" or "raise".
     seed : of the draws; they neither use nor change a global random state.
+    left_out : reason by path of files that the corpus has left out itself; they are listed, too.
+    complete : ``complete(utterance id, row)`` gives the row of an utterance that is drawn, with
+        what can only be said after reading its samples; paths in it are real ones. A BadAudioError
+        makes the utterance bad.
 
     Returns
     -------
@@ -176,43 +137,57 @@ def write_manifests(
         zip(SUBSETS, (max_train_utterances, max_valid_utterances, max_test_utterances), strict=True)
     )
     folder.mkdir(parents=True, exist_ok=True)
+    known = _known_files(folder)
     counts: dict[str, SubsetCounts] = {}
-    left_out: dict[str, str] = {}  # path -> reason, of all subsets
-    earlier = read_data_files(folder)
-    known = {
-        row["wav"]
-        for subset in SUBSETS
-        for row in json.loads(earlier.get(_manifest_name(subset), "{}")).values()
-    }
+    listed = dict(left_out or {})  # path -> reason, of all subsets
     still_there: set[str] = set()
     for subset in SUBSETS:
-        entries, bad = _read_entries(subsets.get(subset) or [], read_text, subset, on_bad_file)
-        passed, too_short, too_long = _filter(entries, min_duration_s, max_duration_s)
-        drawn = _draw(passed, limits[subset], seed)
-        left_out |= bad | too_short | too_long
-        rows = {utt_id: _row(entry, root) for utt_id, entry in drawn.items()}
-        still_there |= {drawn[utt_id]["wav"] for utt_id, row in rows.items() if row["wav"] in known}
-        counts[subset] = SubsetCounts(
-            utterances=len(drawn),
-            hours=sum(entry["duration"] for entry in drawn.values()) / 3600,
-            speakers=len({entry["speaker"] for entry in drawn.values()}),
-            bad=len(bad),
-            too_short=len(too_short),
-            too_long=len(too_long),
-            not_drawn=len(passed) - len(drawn),
-        )
-        write_text(folder / _manifest_name(subset), _manifest_text(rows))
-    keep_bad_files(folder / "bad_files.tsv", left_out, among=still_there)
-    for subset, count in counts.items():
-        logger.info(
-            "%s: %d utterances, %.4g hours, %d speakers; left out: %d bad, %d too short, "
-            "%d too long, %d not drawn",
+        chosen = _choose(
             subset,
-            *count,
+            subsets.get(subset) or [],
+            read_text=read_text,
+            durations_s=(min_duration_s, max_duration_s),
+            limit=limits[subset],
+            on_bad_file=on_bad_file,
+            seed=seed,
+            complete=complete,
         )
-        if subsets.get(subset) is not None and not count.utterances:
-            raise ValueError(_nothing_left(subset, subsets[subset], count, folder))
+        rows = {utt_id: _row(entry, root) for utt_id, entry in chosen.entries.items()}
+        write_text(folder / _manifest_name(subset), _manifest_text(rows))
+        counts[subset] = chosen.counts
+        listed |= chosen.left_out
+        still_there |= {
+            str(chosen.entries[utt_id]["wav"])
+            for utt_id, row in rows.items()
+            if row["wav"] in known
+        }
+    keep_bad_files(folder / "bad_files.tsv", listed, among=still_there)
+    for subset, count in counts.items():
+        if subsets.get(subset) is not None:
+            _report(subset, subsets[subset], count, folder)
     return PreparedCorpus(**counts)
+
+
+def read_headers(
+    paths: Sequence[Path], *, on_bad_file: str
+) -> tuple[dict[Path, tuple[int, int]], dict[str, str]]:
+    """Read the headers of files that a corpus has to know before it can list its utterances.
+
+    Parameters
+    ----------
+    paths : audio files.
+    on_bad_file : "skip" or "raise".
+
+    Returns
+    -------
+    Sample rate in Hz and number of samples by path, and reasons by path of the bad files.
+
+    Raises
+    ------
+    BadAudioError : with "raise", for the first bad file.
+    """
+    check_policy(on_bad_file)
+    return _read_all(paths, read_header, name=str, desc="headers", on_bad_file=on_bad_file)
 
 
 def read_data_files(folder: Path) -> dict[str, str]:
@@ -221,13 +196,14 @@ def read_data_files(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text(encoding="utf-8") for path in paths if path.exists()}
 
 
-def refuse_changed(folder: Path, *, earlier: Mapping[str, str]) -> None:
+def refuse_changed(folder: Path, *, earlier: Mapping[str, str], hint: str) -> None:
     """Raise ValueError if the folder's manifests are not the earlier ones, which are put back.
 
     Parameters
     ----------
     folder : of the run.
     earlier : what `read_data_files` gave before the manifests were written anew.
+    hint : what else can be done than to put the data back.
     """
     found = read_data_files(folder)
     changes = []
@@ -253,8 +229,7 @@ def refuse_changed(folder: Path, *, earlier: Mapping[str, str]) -> None:
         write_text(folder / name, text)
     raise ValueError(
         f"the data are not those that the run in {folder} began with: {'; '.join(changes)}. Put "
-        "them back, go on with what is there by --on_changed_data accept, or choose another folder "
-        "with --output_folder"
+        f"them back, or {hint}"
     )
 
 
@@ -268,51 +243,89 @@ def _manifest_name(subset: str) -> str:
     return f"{subset}.json"
 
 
-def _check_splits(splits: Mapping[str, Sequence[str] | None]) -> None:
-    named = []
-    for subset, names in splits.items():
-        if isinstance(names, str):
-            raise ValueError(
-                f"{subset}_splits must be a list of folders, got {names!r}; write [{names}]"
-            )
-        for name in names or ():
-            if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
-                raise ValueError(
-                    f"{subset}_splits must be names of folders in data_folder, got {name!r}"
-                )
-        named += set(names or ())
-    for name in (name for name, count in Counter(named).items() if count > 1):
-        logger.warning("split '%s' is in more than one of train, valid and test", name)
+def _known_files(folder: Path) -> set[str]:
+    """Files, as they are written, of the manifests that an earlier start has left here."""
+    earlier = read_data_files(folder)
+    texts = [earlier.get(_manifest_name(subset), "{}") for subset in SUBSETS]
+    return {row["wav"] for text in texts for row in json.loads(text).values()}
 
 
-def _describe_chapter_layout(path: Path) -> tuple[str, str]:
-    return path.stem, path.parts[max(0, len(path.parts) - 3)]
-
-
-def _split_folder(root: Path, name: str, corpus: str, subset: str) -> Path:
-    folder = root / name
-    if folder.is_dir():
-        return folder
-    present = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    deeper = [below for below in present if (root / below / name).is_dir()]
-    hint = f"; it is in {root / deeper[0]}: give that as data_folder" if deeper else ""
-    raise FileNotFoundError(
-        f"{corpus} split '{name}' not found in {root}; unpack it there or remove it from "
-        f"{subset}_splits (folders there: {', '.join(present[:20]) or 'none'}){hint}"
+def _choose(
+    subset: str,
+    utterances: Sequence[Utterance],
+    *,
+    read_text: Callable[[Path], str | None],
+    durations_s: tuple[float, float],
+    limit: int | None,
+    on_bad_file: str,
+    seed: int,
+    complete: Callable[[str, dict[str, Any]], dict[str, Any]] | None,
+) -> _Chosen:
+    """Read, filter, draw and complete the utterances of one subset; as in `write_manifests`."""
+    entries, bad = _read_entries(utterances, read_text, subset, on_bad_file)
+    passed, too_short, too_long = _filter(entries, *durations_s)
+    drawn = _draw(passed, limit, seed)
+    not_drawn = len(passed) - len(drawn)
+    if complete is not None:
+        drawn, incomplete = _complete(drawn, complete, subset, on_bad_file)
+        bad |= incomplete
+    counts = SubsetCounts(
+        utterances=len(drawn),
+        hours=sum(entry["duration"] for entry in drawn.values()) / 3600,
+        speakers=len({entry["speaker"] for entry in drawn.values()}),
+        bad=len(bad),
+        too_short=len(too_short),
+        too_long=len(too_long),
+        not_drawn=not_drawn,
     )
+    return _Chosen(drawn, bad | too_short | too_long, counts)
 
 
-def _walk(folder: Path, suffixes: Collection[str], above: frozenset[Path]) -> Iterator[Path]:
-    real = folder.resolve()
-    if real in above:  # a link to a folder that it lies in
-        return
-    with os.scandir(folder) as scan:
-        entries = [entry for entry in scan if not entry.name.startswith(".")]
-    for entry in entries:
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), suffixes, above | {real})
-        elif entry.is_file() and os.path.splitext(entry.name)[1].lower() in suffixes:
-            yield Path(entry.path)
+def _report(
+    subset: str, utterances: Sequence[Utterance], count: SubsetCounts, folder: Path
+) -> None:
+    """Log what became of a wanted subset; ValueError if nothing is left of it."""
+    logger.info(
+        "%s: %d utterances, %.4g hours, %d speakers; left out: %d bad, %d too short, "
+        "%d too long, %d not drawn",
+        subset,
+        *count,
+    )
+    if not count.utterances:
+        raise ValueError(_nothing_left(subset, utterances, count, folder))
+
+
+def _read_all(
+    items: Sequence[_Item],
+    read: Callable[[_Item], _Result],
+    *,
+    name: Callable[[_Item], str],
+    desc: str,
+    on_bad_file: str,
+) -> tuple[dict[_Item, _Result], dict[str, str]]:
+    """Results by item, and the reasons of BadAudioErrors by ``name(item)``, from threads."""
+
+    def attempt(item: _Item) -> _Result | BadAudioError:
+        try:
+            return read(item)
+        except BadAudioError as error:
+            return error
+
+    results: dict[_Item, _Result] = {}
+    failed: dict[str, str] = {}
+    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+        attempts = tqdm(
+            pool.map(attempt, items), total=len(items), desc=desc, unit="file", disable=None
+        )
+        for item, result in zip(items, attempts, strict=True):
+            if not isinstance(result, BadAudioError):
+                results[item] = result
+                continue
+            if on_bad_file == "raise":
+                pool.shutdown(cancel_futures=True)
+                raise result
+            failed[name(item)] = result.reason
+    return results, failed
 
 
 def _read_entries(
@@ -322,54 +335,84 @@ def _read_entries(
     on_bad_file: str,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Entries by id (with real paths) and reasons by path; headers are read in threads."""
-
-    def read(utterance: Utterance) -> dict[str, Any] | BadAudioError:
-        try:
-            return _read_entry(utterance, read_text)
-        except BadAudioError as error:
-            return error
-
+    header = functools.cache(read_header)  # a file may be the target or reference of many
+    numbers = range(len(utterances))
+    read, failed = _read_all(
+        numbers,
+        lambda number: _read_entry(utterances[number], read_text, header),
+        name=lambda number: str(utterances[number].path),
+        desc=f"{subset}: headers",
+        on_bad_file=on_bad_file,
+    )
     entries: dict[str, dict[str, Any]] = {}
-    failed: dict[str, str] = {}
-    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
-        results = tqdm(
-            pool.map(read, utterances),
-            total=len(utterances),
-            desc=f"{subset}: headers",
-            unit="file",
-            disable=None,
-        )
-        for utterance, entry in zip(utterances, results, strict=True):
-            if not isinstance(entry, BadAudioError) and utterance.id in entries:
-                entry = BadAudioError(
-                    utterance.path, f"id {utterance.id} is taken by {entries[utterance.id]['wav']}"
-                )
-            if isinstance(entry, BadAudioError):
-                if on_bad_file == "raise":
-                    pool.shutdown(cancel_futures=True)
-                    raise entry
-                failed[entry.path] = entry.reason
-            else:
-                entries[utterance.id] = entry
+    for number, entry in read.items():
+        path, utt_id, *_ = utterances[number]
+        if utt_id not in entries:
+            entries[utt_id] = entry
+            continue
+        error = BadAudioError(path, f"id {utt_id} is taken by {entries[utt_id]['wav']}")
+        if on_bad_file == "raise":
+            raise error
+        failed[error.path] = error.reason
     return entries, failed
 
 
-def _read_entry(utterance: Utterance, read_text: Callable[[Path], str | None]) -> dict[str, Any]:
+def _read_entry(
+    utterance: Utterance,
+    read_text: Callable[[Path], str | None],
+    header: Callable[[Path], tuple[int, int]],
+) -> dict[str, Any]:
     path = utterance.path
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise BadAudioError(path, "the file's name is not UTF-8; rename it") from None
-    sample_rate, num_samples = read_header(path)
+    sample_rate, num_samples = header(path)
+    for key, other in utterance.keys.items():
+        if not isinstance(other, Path):
+            continue
+        try:
+            found = header(other)
+        except BadAudioError as error:
+            raise BadAudioError(path, f"its {key} {error}") from error
+        if key == "target" and "reference" not in utterance.keys:
+            _check_as_long(path, (sample_rate, num_samples), other, found)
     text = read_text(path)
     return {
-        "wav": str(path),
+        "wav": path,
         "duration": num_samples / sample_rate,
         "num_samples": num_samples,
         "sample_rate": sample_rate,
         "speaker": utterance.speaker,
         **({} if text is None else {"text": text}),
+        **utterance.keys,
     }
+
+
+def _check_as_long(
+    path: Path, header: tuple[int, int], target: Path, found: tuple[int, int]
+) -> None:
+    if header != found:
+        raise BadAudioError(
+            path,
+            f"{header[1]} samples at {header[0]} Hz, but its target {target} has {found[1]} at "
+            f"{found[0]} Hz; they must be the same recording",
+        )
+
+
+def _complete(
+    entries: Mapping[str, dict[str, Any]],
+    complete: Callable[[str, dict[str, Any]], dict[str, Any]],
+    subset: str,
+    on_bad_file: str,
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    return _read_all(
+        list(entries),
+        lambda utt_id: complete(utt_id, entries[utt_id]),
+        name=lambda utt_id: str(entries[utt_id]["wav"]),
+        desc=f"{subset}: samples",
+        on_bad_file=on_bad_file,
+    )
 
 
 def _filter(
@@ -382,9 +425,9 @@ def _filter(
     for utt_id, entry in entries.items():
         duration = entry["duration"]
         if duration < min_duration_s:
-            too_short[entry["wav"]] = f"too short: {duration:.3f} s < {min_duration_s} s"
+            too_short[str(entry["wav"])] = f"too short: {duration:.3f} s < {min_duration_s} s"
         elif duration > max_duration_s:
-            too_long[entry["wav"]] = f"too long: {duration:.3f} s > {max_duration_s} s"
+            too_long[str(entry["wav"])] = f"too long: {duration:.3f} s > {max_duration_s} s"
         else:
             passed[utt_id] = entry
     return passed, too_short, too_long
@@ -400,11 +443,15 @@ def _draw(entries: Mapping[str, Any], limit: int | None, seed: int) -> dict[str,
 
 
 def _row(entry: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """Entry as it is written: with the path below ``{data_root}``."""
+    """Entry as it is written: paths in the data folder begin with ``{data_root}``."""
+
     # SpeechBrain runs str.format_map over every string of a manifest: braces must be doubled.
-    row = {k: _double_braces(v) if isinstance(v, str) else v for k, v in entry.items()}
-    relative = Path(entry["wav"]).relative_to(root).as_posix()
-    return row | {"wav": "{data_root}/" + _double_braces(relative)}
+    def written(field: Any) -> Any:
+        if isinstance(field, Path) and field.is_relative_to(root):
+            return "{data_root}/" + _double_braces(field.relative_to(root).as_posix())
+        return _double_braces(str(field)) if isinstance(field, str | Path) else field
+
+    return {key: written(field) for key, field in entry.items()}
 
 
 def _manifest_text(rows: Mapping[str, dict[str, Any]]) -> str:
@@ -420,10 +467,10 @@ def _double_braces(text: str) -> str:
 
 
 def _nothing_left(
-    subset: str, utterances: Sequence[Utterance] | None, count: SubsetCounts, folder: Path
+    subset: str, utterances: Sequence[Utterance], count: SubsetCounts, folder: Path
 ) -> str:
     return (
-        f"no utterance left in subset '{subset}': of {len(utterances or ())} audio files "
+        f"no utterance left in subset '{subset}': of {len(utterances)} audio files "
         f"{count.bad} are bad, {count.too_short} shorter than min_duration_s, {count.too_long} "
         f"longer than max_duration_s, {count.not_drawn} not drawn; see {folder / 'bad_files.tsv'}"
     )

@@ -5,29 +5,37 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from torch import Tensor
 
 from focalcodec.logmel import LogMel
 
 matplotlib.use("Agg")
 
+_MEL_RANGE = math.log(10) * 80 / 20  # 80 dB in nepers
 
-def read_steps(run: Path) -> list[dict[str, float]]:
+
+def read_steps(run: Path) -> list[dict[str, Any]]:
     """Entries of a run's ``steps.jsonl``, in order.
+
+    A last line without its end is left out: the run is writing it, or was killed in it.
 
     Raises
     ------
     FileNotFoundError : if the run has not logged a step.
+    ValueError : if a line is damaged; names the file and the line.
     """
     path = run / "steps.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: the run has not logged a step yet")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [_step(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
 def plot_losses(runs: Mapping[str, Path], terms: Mapping[str, Sequence[str]], path: Path) -> None:
@@ -92,31 +100,39 @@ def plot_bars(panels: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -
     figure.savefig(path, dpi=120)
 
 
-def plot_mels(signals: Mapping[str, Tensor], path: Path, *, sample_rate: int) -> None:
-    """Log-mel spectrograms of signals (T,) below one another, on one scale.
+def write_mels(signals: Mapping[Path, Tensor], *, sample_rate: int) -> None:
+    """Write a plain picture of each signal's log-mel spectrogram, all on one colour scale.
+
+    One pixel is one of 80 bands (0 to 8 kHz, bass at the bottom) and 10 ms; the scale spans 80 dB
+    down from the loudest.
 
     Parameters
     ----------
-    signals : waveforms by title.
-    path : PNG to write.
+    signals : waveforms (T,) by the PNG to write.
     sample_rate : Hz.
     """
+    if not signals:
+        return
     encoder = LogMel(sample_rate=sample_rate, n_fft=1024, hop_length=sample_rate // 100)
     with torch.no_grad():
-        mels = {name: encoder(sig[None])[0].T.numpy() for name, sig in signals.items()}
-    low = min(mel.min() for mel in mels.values())
+        mels = {path: encoder(sig[None])[0].T.numpy() for path, sig in signals.items()}
     high = max(mel.max() for mel in mels.values())
-    figure = Figure(figsize=(9, 2.2 * len(mels)), layout="constrained")
-    panels = figure.subplots(len(mels), 1, squeeze=False, sharex=True)[:, 0]
-    for panel, (name, mel) in zip(panels, mels.items(), strict=True):
-        extent = (0, mel.shape[1] / 100, 0, mel.shape[0])
-        panel.imshow(
-            mel, origin="lower", aspect="auto", extent=extent, vmin=low, vmax=high, cmap="magma"
-        )
-        panel.set_title(name, fontsize=9)
-        panel.set_ylabel("mel band", fontsize=8)
-    panels[-1].set_xlabel("seconds", fontsize=8)
-    figure.savefig(path, dpi=120)
+    low = max(high - _MEL_RANGE / encoder.log_std, min(mel.min() for mel in mels.values()))
+    for path, mel in mels.items():
+        colours = {"vmin": low, "vmax": high, "cmap": "magma"}
+        imsave(path, mel, origin="lower", metadata={"Software": None}, **colours)
+
+
+def _step(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:  # not JSON, or not even text
+        raise ValueError(
+            f"{place} is damaged ({error}); remove it, or leave its run out"
+        ) from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int | float):
+        raise ValueError(f"{place} must be a JSON object whose key step is a number")
+    return entry
 
 
 def _draw_bar(panel: Axes, place: int, values: Sequence[float]) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recipes.common.experiment import CONTINUABLE, canonical
+from recipes.common.command_line import canonical
+from recipes.common.experiment import CONTINUABLE
 from recipes.common.files import file_crc, read_json
 from recipes.common.paper import NO_DECODER, Row, order, row_of
 from recipes.common.run_origin import RunFiles, Start, read_run_files, starts_of
@@ -20,15 +21,31 @@ _LENGTH = {"number_of_epochs", "optimizer_step_limit"}
 # The last two hold but paths, and parts that are compared by their own keys.
 _UNCOMPARED = (set(CONTINUABLE) - _LENGTH) | {"seed", "__set_seed", "checkpointer", "train_logger"}
 _DECODING = {"decoder", "codec"}  # no part of what the quantizer stage trains
-_NEEDED = {*Row._fields, "output_folder", "save_folder"}
+_NEEDED = {"output_folder", "save_folder"}
 
 
-class UnfinishedRunError(ValueError):
+class NoRowError(ValueError):
+    """A run that no table can have as a row; a search leaves it out for this ``reason``."""
+
+    reason: str
+
+
+class UnfinishedRunError(NoRowError):
     """A run without a test."""
 
+    reason = "without a test"
 
-class OtherStageError(ValueError):
+
+class OtherStageError(NoRowError):
     """A run of the decoder stage."""
+
+    reason = "of the decoder stage"
+
+
+class OtherModelError(NoRowError):
+    """A run of a model that is no variant of the codec, such as a baseline."""
+
+    reason = "of another model"
 
 
 class QuantizerRun(NamedTuple):
@@ -94,11 +111,10 @@ def find_runs(paths: Iterable[Path]) -> FoundRuns:
         for folder in folders:
             try:
                 runs.setdefault(folder.resolve(), read_run(folder))
-            except (UnfinishedRunError, OtherStageError) as error:
+            except NoRowError as error:
                 if is_run:
                     raise
-                other = isinstance(error, OtherStageError)
-                left_out[folder.resolve()] = "of the decoder stage" if other else "without a test"
+                left_out[folder.resolve()] = error.reason
     trainings = {run.trained_in for run in runs.values() if run.trained_in != run.folder.resolve()}
     for folder in trainings & runs.keys():
         if runs[folder].row.decoder == NO_DECODER and folder not in {p.resolve() for p in paths}:
@@ -123,7 +139,7 @@ def read_run(folder: Path) -> QuantizerRun:
 
     Raises
     ------
-    UnfinishedRunError, OtherStageError : if it holds no test of the quantizer stage.
+    NoRowError : if it holds no test of the quantizer stage of a variant of the codec.
     ValueError : if a file is damaged.
     """
     tested = read_run_files(folder)
@@ -131,6 +147,11 @@ def read_run(folder: Path) -> QuantizerRun:
     if "quantizer" not in nodes:
         raise OtherStageError(
             f"{folder} is a run of the decoder stage; name a run folder of train_quantizer.py"
+        )
+    if missing := sorted(set(Row._fields) - set(nodes)):
+        raise OtherModelError(
+            f"{folder} is a run of another model: its YAML has no {', '.join(missing)}; name runs "
+            "of hparams/bsq.yaml"
         )
     if missing := sorted(_NEEDED - set(nodes)):
         raise ValueError(f"{folder / 'hyperparams.yaml'} has no key {', '.join(missing)}")

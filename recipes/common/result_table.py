@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from recipes.common.known_metrics import METRICS as AUDIO
 from recipes.common.paper import NO_DECODER
 from recipes.common.quantizer_runs import QuantizerRun, SeedGroup, group_runs
 from recipes.common.run_origin import NOT_RECORDED, Start
@@ -73,7 +74,7 @@ def make_table(runs: Sequence[QuantizerRun], *, keys: Sequence[str] | None = Non
     ------
     ValueError : if no run knows a metric, or two runs have the same row, configuration and seed.
     """
-    known = set(METRICS).union(*(run.test for run in runs)) - {"not_computed"}
+    known = set(METRICS).union(*(run.test for run in runs)) - {"not_computed", "models"}
     if unknown := [key for key in keys or () if key not in known]:
         raise ValueError(
             f"unknown metrics {', '.join(unknown)}; these runs know {', '.join(sorted(known))}"
@@ -160,10 +161,10 @@ def _reason(run: QuantizerRun, key: str) -> str:
             if run.parameters is None
             else "the test had no decoder"
         )
-    name = key.partition("_")[2]
-    for metric, reason in run.test.get("not_computed", {}).items():
-        if f"{name}_".startswith(f"{metric}_"):
-            return reason
+    metric_of = {score: name for name, metric in AUDIO.items() for score in metric.scores}
+    reason = run.test.get("not_computed", {}).get(metric_of.get(key.partition("_")[2]))
+    if reason is not None:
+        return reason
     if run.row.decoder == NO_DECODER and key.startswith(("hyp_", "rec_")):
         return "decoder_checkpoint was null, so that no audio was decoded"
     return f"no {key} among the metrics of the test"

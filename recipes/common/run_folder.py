@@ -15,7 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import speechbrain as sb
 import torch
+from speechbrain.utils.distributed import if_main_process
 
 from recipes.common.files import read_json, write_json
 
@@ -25,8 +27,11 @@ PACKAGES = (
     "speechbrain",
     "hyperpyyaml",
     "transformers",
+    "huggingface_hub",
     "numpy",
+    "scipy",
     "soundfile",
+    "jiwer",
     "pystoi",
     "pesq",
     "onnxruntime",
@@ -60,8 +65,21 @@ class RunFolder:
                 "remove this one"
             )
 
+    def create(self, param_file: str, overrides: str) -> None:
+        """Make the folder with ``hyperparams.yaml`` and the logs; every rank has to call it."""
+        sb.create_experiment_directory(
+            experiment_directory=str(self.path), hyperparams_to_save=param_file, overrides=overrides
+        )
+        if if_main_process():  # leave no copy of this file, which SpeechBrain makes of its caller
+            (self.path / Path(__file__).name).unlink(missing_ok=True)
+
     def describe(
-        self, *, encoder: str, seed: int, parameters: dict[str, int], hardware: dict[str, Any]
+        self,
+        *,
+        weights: dict[str, str],
+        seed: int,
+        parameters: dict[str, int],
+        hardware: dict[str, Any],
     ) -> None:
         """Write ``run.json``; a resumed run adds itself to the list of starts.
 
@@ -70,22 +88,24 @@ class RunFolder:
 
         Parameters
         ----------
-        encoder : fingerprint of the frozen encoder.
+        weights : fingerprint of each part whose weights the run takes as they are, such as the
+            frozen encoder's.
         seed : of the YAML.
         parameters : number of parameters by part.
         hardware : see `hardware`.
 
         Raises
         ------
-        ValueError : if the encoder's fingerprint is not the one that the run began with.
+        ValueError : if a fingerprint is not the one that the run began with.
         """
         earlier = read_description(self.path)
-        if earlier is not None and earlier["encoder"] != encoder:
-            raise ValueError(
-                f"{self.path} was trained on features of encoder {earlier['encoder']}, and the "
-                f"weights at encoder_checkpoint now give {encoder}; put the old weights back or "
-                "choose another folder with --output_folder"
-            )
+        for part, found in weights.items():
+            if earlier is not None and earlier[part] != found:
+                raise ValueError(
+                    f"{self.path} was begun with weights {earlier[part]} of the {part}, and those "
+                    f"at {part}_checkpoint are now {found}; put the old weights back or choose "
+                    "another folder with --output_folder"
+                )
         starts = earlier["starts"] if earlier is not None else []
         start = {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -106,7 +126,7 @@ class RunFolder:
                 "python": platform.python_version(),
                 "platform": platform.platform(),
                 "versions": {name: _version(name) for name in PACKAGES},
-                "encoder": encoder,
+                **weights,
                 "starts": [*starts, start],
             },
         )
@@ -128,6 +148,14 @@ def hardware(device: str | torch.device) -> dict[str, Any]:
         "cpu_cores": _usable_cores(),
         "torch_threads": torch.get_num_threads(),
     }
+
+
+def hardware_line(hardware: dict[str, Any]) -> str:
+    """One line of what `hardware` describes."""
+    return (
+        f"{hardware['device']}, {hardware['processes']} process(es), "
+        f"{hardware['cpu_cores']} CPU cores, {hardware['torch_threads']} torch threads"
+    )
 
 
 def cpu_model() -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import ruamel.yaml
 
-from recipes.common.run_folder import read_description
+from recipes.common.run_folder import hardware_line, read_description
 
 NOT_RECORDED = "not recorded"
 
@@ -96,9 +96,4 @@ def _commit(start: Mapping[str, Any]) -> str:
 
 
 def _hardware(hardware: Mapping[str, Any] | None) -> str:
-    if hardware is None:
-        return NOT_RECORDED
-    return (
-        f"{hardware['device']}, {hardware['processes']} process(es), "
-        f"{hardware['cpu_cores']} CPU cores, {hardware['torch_threads']} torch threads"
-    )
+    return NOT_RECORDED if hardware is None else hardware_line(hardware)

@@ -7,6 +7,7 @@ they are, neither clipped nor rescaled.
 import functools
 import importlib
 import math
+from importlib import metadata
 from types import ModuleType
 
 import numpy as np
@@ -15,6 +16,11 @@ import torchaudio
 from torch import Tensor
 
 SAMPLE_RATE = 16_000  # Hz, at which every audio score is taken
+RESAMPLER = {  # every parameter written out: scores depend on them
+    "lowpass_filter_width": 6,
+    "rolloff": 0.99,
+    "resampling_method": "sinc_interp_hann",
+}
 
 _PIP_NAMES = {"pesq": "pesq==0.0.4"}  # where it is not the package's own name
 
@@ -25,6 +31,10 @@ class ScoreError(ValueError):
 
 class MissingPackageError(ImportError):
     """An optional package is not installed; the message holds the pip line that installs it."""
+
+
+class MissingWeightsError(RuntimeError):
+    """A model's weights are not here, or not its own; the message says how to get them."""
 
 
 def to_16k(sig: Tensor | np.ndarray, *, sample_rate: int) -> Tensor:
@@ -55,14 +65,7 @@ def to_16k(sig: Tensor | np.ndarray, *, sample_rate: int) -> Tensor:
         raise ScoreError("the utterance is empty")
     if not sig.isfinite().all():
         raise ScoreError("the utterance has samples that are not finite")
-    return torchaudio.functional.resample(  # every parameter written out: scores depend on them
-        sig,
-        sample_rate,
-        SAMPLE_RATE,
-        lowpass_filter_width=6,
-        rolloff=0.99,
-        resampling_method="sinc_interp_hann",
-    )
+    return torchaudio.functional.resample(sig, sample_rate, SAMPLE_RATE, **RESAMPLER)
 
 
 def spectrum(sig: Tensor, *, n_fft: int, hop_length: int) -> Tensor:
@@ -103,6 +106,11 @@ def load_package(name: str) -> ModuleType:
         return importlib.import_module(name)
     except (ImportError, OSError, ValueError) as error:  # ValueError: built for another numpy
         raise missing_package(name, error) from error
+
+
+def package_versions(*names: str) -> str:
+    """Versions of installed packages in one line, such as ``jiwer 4.0.0, numpy 2.4.6``."""
+    return ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 
 def missing_package(name: str, error: object) -> MissingPackageError:

@@ -1,15 +1,16 @@
 """LibriSpeech: ``<split>/<speaker>/<chapter>/<utterance>.flac``, one transcript file a chapter.
 
 Source: openslr.org/12 (Panayotov et al., 2015), 16 kHz, read where it lies and never changed. Each
-line of ``<speaker>-<chapter>.trans.txt`` is an utterance id and its text in capitals.
+line of ``<speaker>-<chapter>.trans.txt`` is an utterance id and its text in capitals. A text file
+beside an utterance, as in LibriTTS, is taken first.
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.manifests import PreparedCorpus, list_splits, write_manifests
+from recipes.common.corpus_files import list_splits, tree_text_reader
+from recipes.common.manifests import PreparedCorpus, write_manifests
 
 
 def prepare(
@@ -46,24 +47,6 @@ def prepare(
         splits=(train_splits, valid_splits, test_splits),
         suffixes=(".flac", ".wav"),
     )
-    read_chapter = functools.cache(
-        _read_chapter
-    )  # for this call only: files may change between two
-
-    def read_text(path: Path) -> str | None:
-        return read_chapter(path.parent).get(path.stem)
-
     return write_manifests(
-        data_folder, save_folder, subsets=subsets, read_text=read_text, **filters
+        data_folder, save_folder, subsets=subsets, read_text=tree_text_reader(), **filters
     )
-
-
-def _read_chapter(folder: Path) -> dict[str, str]:
-    """Text by utterance id."""
-    lines = (
-        line
-        for transcript in sorted(folder.glob("[!.]*.trans.txt"))
-        for line in transcript.read_text(encoding="utf-8", errors="replace").splitlines()
-    )
-    pairs = (line.split(maxsplit=1) for line in lines)
-    return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.manifests import PreparedCorpus, list_splits, read_text_beside, write_manifests
+from recipes.common.corpus_files import list_splits, read_text_beside
+from recipes.common.manifests import PreparedCorpus, write_manifests
 
 
 def prepare(

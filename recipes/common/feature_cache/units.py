@@ -6,9 +6,7 @@ own: the kernel frees it when its holder dies, however it dies. Over NFS, flock 
 machines from version 4 on (or Linux 2.6.12 with a lock daemon; not with ``local_lock``).
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from recipes.common.feature_cache.format import (
     remove_leftovers,
     shard_numbers,
 )
+from recipes.common.files import locked_file
 
 UNIT_BYTES = 256 * 2**20
 Units = dict[int, list[str]]
@@ -27,19 +26,8 @@ Units = dict[int, list[str]]
 @contextmanager
 def locked(folder: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
     """Hold a lock of the cache, over all processes; without ``wait`` False if another has it."""
-    path = folder / "locks" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(descriptor)
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        os.close(descriptor)
+    with locked_file(folder / "locks" / name, wait=wait) as is_held:
+        yield is_held
 
 
 def read_units(folder: Path) -> Units:

@@ -1,0 +1,1 @@
+"""Codecs behind one protocol: ours, and those that it is compared with."""
