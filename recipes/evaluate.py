@@ -33,7 +33,7 @@ from speechbrain.utils.distributed import (
 )
 
 from recipes.codecs.codec import Codec
-from recipes.common import manifests
+from recipes.common import known_data
 from recipes.common.audio_scores import evenly_spaced
 from recipes.common.command_line import block_name, parse_command_line, resolved_hash
 from recipes.common.dataio import read_manifest
@@ -285,10 +285,10 @@ def prepare(hparams: dict[str, Any], folder: Path) -> None:
     }
     options = dict(hparams["dataset_options"])
     check_options(hparams["dataset"], options, key="dataset_options", taken=taken)
-    earlier = manifests.read_data_files(folder)
+    earlier = known_data.read_data_files(folder)
     hparams["dataset"](save_folder=folder, **taken, **options)
     if Rows(folder).read():
-        manifests.refuse_changed(
+        known_data.refuse_changed(
             folder, earlier=earlier, hint="choose another folder with --output_folder"
         )
 

@@ -54,6 +54,12 @@ def _same_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def fuzz_folder(tmp_path_factory) -> Path:
+    """For hypothesis, whose examples share one folder."""
+    return tmp_path_factory.mktemp("fuzz")
+
+
 @pytest.fixture
 def root() -> Path:
     return ROOT

@@ -41,13 +41,6 @@ from tests.token_files import (
     sealed,
 )
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """For hypothesis, whose examples share one folder."""
-    return tmp_path_factory.mktemp("fuzz")
-
-
 # ------------------------------------------------------------------ tokens and bytes
 
 
@@ -225,10 +218,10 @@ def test_files_give_back_header_and_tokens(tmp_path, bits, count):
 
 @given(st.integers(1, 32), st.lists(st.integers(0, 9), max_size=6))
 @settings(deadline=None, max_examples=40)
-def test_a_growing_file_is_readable_and_ends_as_if_written_at_once(folder, bits, sizes):
+def test_a_growing_file_is_readable_and_ends_as_if_written_at_once(fuzz_folder, bits, sizes):
     sizes = [*sizes, 1]
     toks, header = random_toks(sum(sizes), bits), header_of(sum(sizes), bits)
-    path, count = folder / "growing.focal", 0
+    path, count = fuzz_folder / "growing.focal", 0
     with Writer(path, replace(header, num_samples=None), overwrite=True) as writer:
         for part in toks.split(sizes):
             writer.write(part)
@@ -238,8 +231,8 @@ def test_a_growing_file_is_readable_and_ends_as_if_written_at_once(folder, bits,
                 seen_header, seen = read(path)
             assert torch.equal(seen, toks[:there]) and seen_header.num_toks is None
         writer.finish(header.num_samples)
-    write(folder / "whole.focal", toks, header, overwrite=True)
-    assert path.read_bytes() == (folder / "whole.focal").read_bytes()
+    write(fuzz_folder / "whole.focal", toks, header, overwrite=True)
+    assert path.read_bytes() == (fuzz_folder / "whole.focal").read_bytes()
 
 
 def test_the_header_is_finished_only_once_the_payload_is_durable(tmp_path, monkeypatch):

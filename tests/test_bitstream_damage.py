@@ -40,13 +40,6 @@ from tests.token_files import (
     sealed,
 )
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """For hypothesis, whose examples share one folder."""
-    return tmp_path_factory.mktemp("fuzz")
-
-
 # ------------------------------------------------------------------ cut files
 
 
@@ -192,7 +185,7 @@ MUTATION = st.tuples(
 
 @given(st.lists(MUTATION, min_size=1, max_size=4))
 @settings(deadline=None, max_examples=300)
-def test_no_mutation_passes_for_the_original(folder, mutations):
+def test_no_mutation_passes_for_the_original(fuzz_folder, mutations):
     content = GOLDEN
     for kind, position, value in mutations:
         before, after = content[:position], content[position:]
@@ -204,7 +197,7 @@ def test_no_mutation_passes_for_the_original(folder, mutations):
             content = before + bytes([value]) + after
         elif kind == "truncate":
             content = before
-    header, toks, complete = read_or_refuse(file_with(folder, content))
+    header, toks, complete = read_or_refuse(file_with(fuzz_folder, content))
     if header is not None:
         assert header == replace(HEADER, num_samples=900)
         assert len(toks) == (3 if complete else 8 * (len(content) - HEADER_BYTES) // 13)
@@ -214,8 +207,8 @@ def test_no_mutation_passes_for_the_original(folder, mutations):
 
 @given(st.binary(max_size=120), st.integers(0, 9))
 @settings(deadline=None, max_examples=150)
-def test_random_bytes_are_refused(folder, content, known):
-    header, _, _ = read_or_refuse(file_with(folder, GOLDEN[:known] + content))
+def test_random_bytes_are_refused(fuzz_folder, content, known):
+    header, _, _ = read_or_refuse(file_with(fuzz_folder, GOLDEN[:known] + content))
     assert header is None
 
 
@@ -236,9 +229,9 @@ RATES = st.sampled_from([8000, 16000]) | st.integers(0, 2**32 - 1)
     st.binary(max_size=40),
 )
 @settings(deadline=None, max_examples=300)
-def test_a_header_can_claim_anything(folder, fields, payload):
+def test_a_header_can_claim_anything(fuzz_folder, fields, payload):
     content = sealed(**fields, crc=zlib.crc32(payload)) + payload
-    header, toks, complete = read_or_refuse(file_with(folder, content))
+    header, toks, complete = read_or_refuse(file_with(fuzz_folder, content))
     if header is None:
         return
     for name in ("bits", "sample_rate", "codec_rate", "samples_per_tok"):

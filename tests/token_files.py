@@ -7,9 +7,7 @@ from pathlib import Path
 
 import torch
 
-from focalcodec.bitstream import (
-    Header,
-)
+from focalcodec.bitstream import Header
 
 BLOCK = 2**14  # tokens that the module handles at a time
 HEADER = Header(

@@ -19,7 +19,7 @@ from speechbrain.utils.distributed import ddp_init_group, if_main_process, run_o
 from torch.utils.data import DistributedSampler
 
 from focalcodec import hub
-from recipes.common import dataio, manifests
+from recipes.common import dataio, known_data
 from recipes.common.command_line import parse_command_line, resolved_hash
 from recipes.common.crops import Crops
 from recipes.common.feature_cache import FeatureCache, build_cache, describe_encoder
@@ -204,10 +204,10 @@ def prepare_run(hparams: dict[str, Any]) -> None:
             f"on_changed_data must be raise or accept, got {hparams['on_changed_data']!r}"
         )
     goes_on = bool(hparams["checkpointer"].list_checkpoints())
-    earlier = manifests.read_data_files(folder)
+    earlier = known_data.read_data_files(folder)
     prepare_data(hparams)
     if goes_on and hparams["on_changed_data"] == "raise":
-        manifests.refuse_changed(
+        known_data.refuse_changed(
             folder,
             earlier=earlier,
             hint="go on with what is there by --on_changed_data accept, or choose another folder "

@@ -35,7 +35,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -50,6 +50,7 @@ from recipes.common.dataio import (
     read_header,
 )
 from recipes.common.files import existing_folder, folder_outside, write_text
+from recipes.common.known_data import manifest_name, read_data_files
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def write_manifests(
             complete=complete,
         )
         rows = {utt_id: _row(entry, root) for utt_id, entry in chosen.entries.items()}
-        write_text(folder / _manifest_name(subset), _manifest_text(rows))
+        write_text(folder / manifest_name(subset), _manifest_text(rows))
         counts[subset] = chosen.counts
         listed |= chosen.left_out
         still_there |= {
@@ -190,63 +191,10 @@ def read_headers(
     return _read_all(paths, read_header, name=str, desc="headers", on_bad_file=on_bad_file)
 
 
-def read_data_files(folder: Path) -> dict[str, str]:
-    """Texts of manifests and ``bad_files.tsv``, as far as the folder has them, by file name."""
-    paths = [folder / name for name in (*map(_manifest_name, SUBSETS), "bad_files.tsv")]
-    return {path.name: path.read_text(encoding="utf-8") for path in paths if path.exists()}
-
-
-def refuse_changed(folder: Path, *, earlier: Mapping[str, str], hint: str) -> None:
-    """Raise ValueError if the folder's manifests are not the earlier ones, which are put back.
-
-    Parameters
-    ----------
-    folder : of the run.
-    earlier : what `read_data_files` gave before the manifests were written anew.
-    hint : what else can be done than to put the data back.
-    """
-    found = read_data_files(folder)
-    changes = []
-    for subset in SUBSETS:
-        before, now = (
-            json.loads(texts.get(_manifest_name(subset), "{}")) for texts in (earlier, found)
-        )
-        changes += [
-            _listed(f"{subset} lost", before.keys() - now.keys()),
-            _listed(f"{subset} gained", now.keys() - before.keys()),
-            _listed(
-                f"{subset} has changed", (k for k in before if k in now and before[k] != now[k])
-            ),
-        ]
-    changes = [change for change in changes if change is not None]
-    if not changes:
-        return
-    known = earlier.get("bad_files.tsv", "").splitlines()
-    bad = [row for row in found["bad_files.tsv"].splitlines() if row not in known]
-    if bad:
-        changes.append("left out: " + ", ".join(bad[:3]).replace("\t", ": "))
-    for name, text in earlier.items():
-        write_text(folder / name, text)
-    raise ValueError(
-        f"the data are not those that the run in {folder} began with: {'; '.join(changes)}. Put "
-        f"them back, or {hint}"
-    )
-
-
-def _listed(what: str, ids: Iterable[str]) -> str | None:
-    ids = sorted(ids)
-    shown = ", ".join(ids[:3]) + ", ..." * (len(ids) > 3)
-    return f"{what} {len(ids)} utterances ({shown})" if ids else None
-
-
-def _manifest_name(subset: str) -> str:
-    return f"{subset}.json"
-
-
 def _known_files(folder: Path) -> set[str]:
     """Files, as they are written, of the manifests that an earlier start has left here."""
     earlier = read_data_files(folder)
-    texts = [earlier.get(_manifest_name(subset), "{}") for subset in SUBSETS]
+    texts = [earlier.get(manifest_name(subset), "{}") for subset in SUBSETS]
     return {row["wav"] for text in texts for row in json.loads(text).values()}
 
 
