@@ -1,4 +1,8 @@
-"""Nonlinearities that blocks inject as factories ``activation(dim)``; channels first, (B, C, N)."""
+"""Nonlinearities of the blocks.
+
+`Snake` and `LeakyReLU` are injected as factories ``activation(dim)`` and see channels first,
+(B, C, N).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +27,29 @@ class Snake(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim, N) to (B, dim, N)."""
         return x + (self.alpha * x).sin().square() / (self.alpha + 1e-9)
+
+
+class DynamicTanh(nn.Module):
+    """tanh(alpha x) with one learned alpha: a normalization that needs no statistics [1]_.
+
+    Without the scale and shift of the reference, as in the published causal codec.
+
+    Parameters
+    ----------
+    alpha : initial value.
+
+    References
+    ----------
+    .. [1] Zhu et al., 2025, "Transformers without Normalization", arXiv:2503.10622.
+    """
+
+    def __init__(self, alpha: float = 0.5) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor([float(alpha)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same shape."""
+        return (self.alpha * x).tanh()
 
 
 class LeakyReLU(nn.Module):

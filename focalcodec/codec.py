@@ -46,6 +46,7 @@ from focalcodec.checks import (
 from focalcodec.conversion import knn
 from focalcodec.masking import lengths_to_mask, num_valid
 from focalcodec.quantizers import Quantized
+from focalcodec.stream import Stream, is_causal
 
 Codec = TypeVar("Codec", bound=nn.Module)
 
@@ -177,6 +178,15 @@ class FocalCodec(nn.Module):
         """Write config.json and model.safetensors, each of which appears whole or not at all."""
         hub.save_parts(dict(self.named_children()), folder)
 
+    def open_stream(self, *, batch_size: int = 1) -> Stream:
+        """Live streams through a causal codec, see `focalcodec.stream.Stream`.
+
+        Raises
+        ------
+        ValueError : if a part is not causal.
+        """
+        return Stream(self, batch_size=batch_size)
+
     # Properties
 
     @property
@@ -213,6 +223,28 @@ class FocalCodec(nn.Module):
     def samples_per_tok(self) -> int:
         """Input samples of one token."""
         return self.hop_length * self._frames_per_tok
+
+    @property
+    def causal(self) -> bool:
+        """Whether every part sees nothing that comes later than the rest of its chunk."""
+        return all(is_causal(part, name=name) for name, part in self.named_children())
+
+    @property
+    def chunk_size(self) -> int:
+        """Input samples that a causal codec waits for: whole frames and tokens of all parts."""
+        parts = (self.encoder, self.decompressor)
+        frames = [getattr(part, "chunk_frames", 1) for part in parts]
+        return self.hop_length * math.lcm(self._frames_per_tok, *frames)
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Time from a sample to its tokens at worst, without computation; None if not causal."""
+        return 1000 * self.chunk_size / self.sample_rate if self.causal else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of signals and features."""
+        return next(self.decompressor.parameters()).dtype
 
     @property
     def fingerprint(self) -> str:
@@ -477,7 +509,7 @@ class FocalCodec(nn.Module):
     def _encode(
         self, sig: Tensor, lens: Tensor | None, exact_tail: bool
     ) -> tuple[Tensor, Tensor | None]:
-        check_mono(sig, sample_rate=self.sample_rate, dtype=self._dtype)
+        check_mono(sig, sample_rate=self.sample_rate, dtype=self.dtype)
         check_finite(sig, lens, name="sig")
         feats, mask = encode(self.encoder, sig, lens=lens, exact_tail=exact_tail)
         if not bool(feats.isfinite().all()):
@@ -498,7 +530,7 @@ class FocalCodec(nn.Module):
 
     def _decompress(self, codes: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         # Quantizers give float32, whatever the precision of the parts.
-        qfeats = self.decompressor(codes.to(self._dtype), mask=mask)
+        qfeats = self.decompressor(codes.to(self.dtype), mask=mask)
         return qfeats, None if mask is None else mask.repeat_interleave(self._frames_per_tok, dim=1)
 
     def _requantize(self, lats: Tensor, mask: Tensor | None) -> Tensor:
@@ -515,10 +547,6 @@ class FocalCodec(nn.Module):
     def _codes(self, toks: Tensor) -> Tensor:
         check_toks(toks)
         return self.quantizer.toks_to_codes(toks)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.decompressor.parameters()).dtype
 
 
 def encode(

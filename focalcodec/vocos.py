@@ -2,12 +2,13 @@
 
 A ConvNeXt backbone works at the frame rate; a head predicts a magnitude and a phase for every frame
 and an inverse STFT does all of the upsampling [1]_. Parameters have the names and shapes of the
-published checkpoints; channels are last throughout.
+published checkpoints; channels are last throughout. The causal form gives each frame's samples at
+once: the end of its inverse FFT, without window and overlap [2]_.
 
 References
 ----------
 .. [1] Siuzdak, 2023, "Vocos", arXiv:2306.00814.
-.. [2] Liu et al., 2022, "A ConvNet for the 2020s", arXiv:2201.03545.
+.. [2] lucadellalib/focalcodec, v0.0.2, its class Vocos with ``causal``.
 """
 
 import math
@@ -16,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from focalcodec.convnext import ConvNeXt
 from focalcodec.masking import check_frames, zero_padding
+from focalcodec.streaming import State
 
-NORM_EPS = 1e-6
 MAX_MAGNITUDE = 100.0
 
 
@@ -35,6 +37,7 @@ class Vocos(nn.Module):
     n_fft : FFT size and window length, samples, even.
     hop_length : samples per frame; ``n_fft - hop_length`` must be even and positive.
     layerscale_init : initial scale of each block's branch; None for ``1 / num_layers``.
+    causal : convolutions reach back only, and each frame gives its samples without overlap.
 
     Raises
     ------
@@ -52,6 +55,7 @@ class Vocos(nn.Module):
         n_fft: int = 1024,
         hop_length: int = 320,
         layerscale_init: float | None = None,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         self.input_dim = input_dim
@@ -62,6 +66,7 @@ class Vocos(nn.Module):
         self.n_fft = n_fft
         self.hop_length = hop_length
         self.layerscale_init = layerscale_init
+        self.causal = causal
         self.backbone = ConvNeXt(
             input_dim,
             num_layers=num_layers,
@@ -69,16 +74,21 @@ class Vocos(nn.Module):
             ffn_dim=ffn_dim,
             kernel_size=kernel_size,
             layerscale_init=layerscale_init,
+            causal=causal,
         )
-        self.head = ISTFTHead(dim, n_fft=n_fft, hop_length=hop_length)
+        head = CausalISTFTHead if causal else ISTFTHead
+        self.head = head(dim, n_fft=n_fft, hop_length=hop_length)
 
-    def forward(self, feats: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, feats: Tensor, *, mask: Tensor | None = None, state: State | None = None
+    ) -> Tensor:
         """Decode.
 
         Parameters
         ----------
         feats : (B, N, input_dim) feats or qfeats.
         mask : (B, N) bool, True for real frames; None for all.
+        state : where causal streams go on.
 
         Returns
         -------
@@ -90,97 +100,7 @@ class Vocos(nn.Module):
         ValueError : if a shape or the type of ``mask`` does not fit.
         """
         check_frames(feats, dim=self.input_dim, mask=mask, name="feats")
-        return self.head(self.backbone(feats, mask=mask), mask=mask)
-
-
-class ConvNeXt(nn.Module):
-    """One-dimensional ConvNeXt [2]_ at a constant frame rate.
-
-    Parameters
-    ----------
-    input_dim : channels of the input.
-    num_layers, dim, ffn_dim, kernel_size, layerscale_init : as in `Vocos`.
-
-    Raises
-    ------
-    ValueError : if ``kernel_size`` is even or ``num_layers`` below 1.
-    """
-
-    def __init__(
-        self,
-        input_dim: int,
-        *,
-        num_layers: int,
-        dim: int,
-        ffn_dim: int,
-        kernel_size: int = 7,
-        layerscale_init: float | None = None,
-    ) -> None:
-        super().__init__()
-        if kernel_size % 2 == 0 or num_layers < 1:
-            raise ValueError(
-                f"kernel_size must be odd and num_layers at least 1, got {kernel_size} and "
-                f"{num_layers}"
-            )
-        self.input_dim = input_dim
-        self.num_layers = num_layers
-        self.dim = dim
-        self.ffn_dim = ffn_dim
-        self.kernel_size = kernel_size
-        self.layerscale_init = layerscale_init
-        self.embedding = nn.Conv1d(input_dim, dim, kernel_size, padding=kernel_size // 2)
-        self.input_norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        scale = 1 / num_layers if layerscale_init is None else layerscale_init
-        self.layers = nn.ModuleList(
-            ConvNeXtBlock(dim, ffn_dim=ffn_dim, kernel_size=kernel_size, layerscale_init=scale)
-            for _ in range(num_layers)
-        )
-        self.output_norm = nn.LayerNorm(dim, eps=NORM_EPS)
-
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """(B, N, input_dim) to (B, N, dim).
-
-        Where ``mask`` (B, N) is False the input enters nothing and the result means nothing.
-        """
-        x = zero_padding(x, mask=mask)
-        x = self.embedding(x.transpose(1, 2)).transpose(1, 2)
-        x = self.input_norm(x)
-        for layer in self.layers:
-            x = layer(x, mask=mask)
-        return self.output_norm(x)
-
-
-class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution, LayerNorm and a feed-forward part, scaled and added to the input.
-
-    Parameters
-    ----------
-    dim : channels.
-    ffn_dim : hidden channels.
-    kernel_size : frames, odd.
-    layerscale_init : initial value of the learned scale of each channel.
-    """
-
-    def __init__(
-        self, dim: int, *, ffn_dim: int, kernel_size: int = 7, layerscale_init: float
-    ) -> None:
-        super().__init__()
-        self.dim = dim
-        self.ffn_dim = ffn_dim
-        self.kernel_size = kernel_size
-        self.layerscale_init = layerscale_init
-        self.dwconv = nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.pwconv1 = nn.Linear(dim, ffn_dim)
-        self.pwconv2 = nn.Linear(ffn_dim, dim)
-        self.gamma = nn.Parameter(torch.full((dim,), float(layerscale_init)))
-
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """(B, N, dim) to (B, N, dim); frames where ``mask`` is False do not reach the others."""
-        branch = zero_padding(x, mask=mask).transpose(1, 2)  # (B, dim, N)
-        branch = self.norm(self.dwconv(branch).transpose(1, 2))
-        branch = self.pwconv2(F.gelu(self.pwconv1(branch)))
-        return x + self.gamma * branch
+        return self.head(self.backbone(feats, mask=mask, state=state), mask=mask)
 
 
 class ISTFTHead(nn.Module):
@@ -215,14 +135,28 @@ class ISTFTHead(nn.Module):
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """(B, N, dim) to (B, N * hop_length); ``mask`` as in `istft`."""
         with torch.autocast(x.device.type, enabled=False):
-            x = self.proj(x.to(self.proj.weight.dtype))
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-            log_magnitude, phase = x.chunk(2, dim=-1)
-            # The published code clamps behind exp, where an overflow has a gradient of NaN.
-            magnitude = log_magnitude.clamp(max=math.log(MAX_MAGNITUDE)).exp()
-            spec = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
-            window = self.window.to(x.dtype)
+            spec = self._spec(x)
+            window = self.window.to(spec.real.dtype)
             return istft(spec, window=window, hop_length=self.hop_length, mask=mask)
+
+    def _spec(self, x: Tensor) -> Tensor:
+        """(B, N, dim) to (B, N, n_fft / 2 + 1) complex."""
+        x = self.proj(x.to(self.proj.weight.dtype))
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        log_magnitude, phase = x.chunk(2, dim=-1)
+        # The published code clamps behind exp, where an overflow has a gradient of NaN.
+        magnitude = log_magnitude.clamp(max=math.log(MAX_MAGNITUDE)).exp()
+        return torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
+
+
+class CausalISTFTHead(ISTFTHead):
+    """Log-magnitude and phase as in `ISTFTHead`; of each inverse FFT its last samples are kept."""
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """(B, N, dim) to (B, N * hop_length), 0 where ``mask`` (B, N) is False."""
+        with torch.autocast(x.device.type, enabled=False):
+            frames = torch.fft.irfft(self._spec(x), n=self.n_fft)[..., -self.hop_length :]
+            return zero_padding(frames, mask=mask).flatten(1)
 
 
 def istft(spec: Tensor, *, window: Tensor, hop_length: int, mask: Tensor | None = None) -> Tensor:

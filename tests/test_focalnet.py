@@ -12,15 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from focalcodec.activations import LeakyReLU, Snake
-from focalcodec.focalnet import (
-    Compressor,
-    Decompressor,
-    DownScale,
-    FeedForward,
-    FocalBlock,
-    FocalModulation,
-    UpScale,
-)
+from focalcodec.focal_block import FeedForward, FocalBlock, FocalModulation
+from focalcodec.focalnet import Compressor, Decompressor, DownScale, UpScale
 from focalcodec.masking import lengths_to_mask
 
 # Of the peak; measured float32 noise of the references is up to 3e-6 (golden/README.md).
@@ -428,5 +421,5 @@ def test_wrong_sizes_are_named():
         make_compressor((1, 1))
     with pytest.raises(ValueError, match="upscale_factors must be at least 1"):
         make_decompressor((1, 0, 1))
-    with pytest.raises(ValueError, match="window and level"):
+    with pytest.raises(ValueError, match="window, level and pool_size"):
         FocalModulation(4, level=0)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from focalcodec.convnext import ConvNeXt, ConvNeXtBlock
 from focalcodec.masking import lengths_to_mask
-from focalcodec.vocos import ConvNeXt, ConvNeXtBlock, ISTFTHead, Vocos, istft
+from focalcodec.vocos import ISTFTHead, Vocos, istft
 
 # Of the peak; measured float32 noise of the references is up to 3e-6 (golden/README.md).
 GOLDEN_TOLERANCE = 5e-6

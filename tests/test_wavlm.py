@@ -9,7 +9,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.functional import pad
 from transformers import WavLMConfig, WavLMModel
 
-from focalcodec.wavlm import WavLM, _relative_bucket, state_dict_from_transformers
+from focalcodec.wavlm import WavLM, state_dict_from_transformers
+from focalcodec.wavlm.transformer import _relative_bucket
 
 # Small sizes that keep every layer of the real ones; few buckets, so that all are reached.
 SIZES = dict(
@@ -34,7 +35,7 @@ def encoder() -> WavLM:
 def _padding(request, monkeypatch) -> None:
     """Both ways in which a CPU may go through a padded batch."""
     limit = -1 if request.param == "row_by_row" else float("inf")
-    monkeypatch.setattr("focalcodec.wavlm._ROW_SAMPLES", limit)
+    monkeypatch.setattr("focalcodec.wavlm.encoder._ROW_SAMPLES", limit)
 
 
 def _with_lively_weights(model):
@@ -201,7 +202,11 @@ def test_every_distance_has_its_bucket(encoder, size):
     distance = frames - frames[:, None]  # key - query
     bucket = _relative_bucket(distance, num_buckets=32, max_distance=40)
     expected = encoder.encoder.relative_embedding(bucket).permute(2, 0, 1)
-    bias = encoder.encoder._relative_bias(size).flip(2)  # keys are reversed in it
+    transformer = encoder.encoder
+    scope = transformer.layers[0].attention.scope(
+        torch.zeros(1, size, encoder.dim), transformer._relative_values, mask=None, state=None
+    )
+    bias = scope.bias.flip(2)  # keys are reversed in it
     torch.testing.assert_close(bias, expected, atol=0, rtol=0)
 
 
@@ -264,7 +269,7 @@ def test_a_batch_of_which_no_row_is_full_keeps_its_size(encoder):
 def test_feats_do_not_depend_on_the_size_of_blocks(encoder, monkeypatch, lens):
     sig = torch.randn(3, 40000)
     expected = encoder(sig, lens=lens)
-    monkeypatch.setattr("focalcodec.wavlm._BLOCK_FLOATS_CPU", 1)  # the shortest: 16 frames
+    monkeypatch.setattr("focalcodec.wavlm.blocks.BLOCK_FLOATS_CPU", 1)  # the shortest: 16 frames
     torch.testing.assert_close(encoder(sig, lens=lens), expected, atol=1e-5, rtol=0)
 
 
@@ -347,7 +352,8 @@ def test_gradients_of_a_plain_cpu_are_those_of_the_convolutions(encoder, monkeyp
     grads = {}
     for plain in (True, False):
         if not plain:
-            monkeypatch.setattr("focalcodec.wavlm.is_plain_cpu", lambda x: False)
+            for module in ("features", "transformer"):
+                monkeypatch.setattr(f"focalcodec.wavlm.{module}.is_plain_cpu", lambda x: False)
         encoder.zero_grad()
         encoder(sig).square().mean().backward()
         grads[plain] = {name: weight.grad.clone() for name, weight in encoder.named_parameters()}

@@ -25,14 +25,18 @@ _RANGES = {
     "factor": (0, _LARGEST),
     "focal_factor": (0, _LARGEST),
     "focal_level": (1, _MOST_MODULES),
+    "last_window_size": (1, 2**15),
     "levels": (3, 1000),
     "level": (1, _MOST_MODULES),
+    "lookahead_size": (0, 2**10),
     "n_fft": (1, 2**16),  # with n_mels it bounds the filters of LogMel, which no file holds
     "n_mels": (1, 2**10),
     "num_layers": (0, _MOST_MODULES),
+    "pool_size": (1, 2**15),
     "resblock_dilations": (1, 2**10),
     "upsample_factors": (1, 2**10),
     "upsample_kernel_sizes": (1, 2**11),
+    "window_size": (1, 2**15),
 }
 _REPR = reprlib.Repr()
 _REPR.maxstring = 80

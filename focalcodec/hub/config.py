@@ -34,6 +34,7 @@ from focalcodec.logmel import LogMel
 from focalcodec.mixers import AMPBlock, ConformerBlock, LinearBlock
 from focalcodec.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
 from focalcodec.vocos import Vocos
+from focalcodec.wavenext import FRAME_RATE, WaveNeXt
 from focalcodec.wavlm import WavLM
 
 # Part -> name in config.json -> class. A new module is usable in checkpoints once it stands here.
@@ -47,7 +48,7 @@ PARTS: dict[str, dict[str, type[nn.Module]]] = {
         "KMeansQuantizer": KMeansQuantizer,
     },
     "decompressor": {"FocalDecoder": Decompressor, "ConformerDecompressor": ConformerDecompressor},
-    "decoder": {"Vocos": Vocos, "HiFiGAN": HiFiGAN},
+    "decoder": {"Vocos": Vocos, "WaveNeXt": WaveNeXt, "HiFiGAN": HiFiGAN},
 }
 KEYS = {f"{part}_{field}" for part in PARTS for field in ("name", "config")}  # of config.json
 _FACTORIES: dict[str, dict[str, type[nn.Module]]] = {
@@ -59,13 +60,21 @@ _FACTORIES: dict[str, dict[str, type[nn.Module]]] = {
     },
     "activation": {"Snake": Snake, "LeakyReLU": LeakyReLU},
 }
-# Published keys that do nothing in full-context modules, or select one of several implementations
-# of the same arithmetic.
+# Published keys that select one of several implementations of the same arithmetic, or nothing.
 _WITHOUT_EFFECT = {
-    WavLM: {"max_cached_steps", "window_size", "lookahead_size", "use_flex_attention"},
-    Compressor: {"tanhscale_init", "window_size"},
-    Decompressor: {"tanhscale_init", "window_size", "last_window_size", "lookahead_size"},
+    WavLM: {"max_cached_steps", "use_flex_attention"},
     Vocos: {"padding"},
+}
+# Published keys of causal modules, which do nothing in others, with their published defaults.
+_CAUSAL_DEFAULTS: dict[type[nn.Module], dict[str, Any]] = {
+    WavLM: {"window_size": 512, "lookahead_size": 3},
+    Compressor: {"window_size": 512, "tanhscale_init": 0.5},
+    Decompressor: {
+        "window_size": 512,
+        "tanhscale_init": 0.5,
+        "last_window_size": 512,
+        "lookahead_size": 3,
+    },
 }
 # Published flat keys of the focal blocks -> our argument of FocalBlock.
 _FOCAL_KEYS = {
@@ -75,6 +84,7 @@ _FOCAL_KEYS = {
     "use_post_norm": "post_norm",
     "normalize_modulator": "normalize_modulator",
 }
+_MIXER_KEYS = {"window_size", "last_window_size", "tanhscale_init"}  # of causal ones
 _FLAT_KEYS = {*_FOCAL_KEYS, "use_layerscale", "layerscale_init"}
 _LAYERSCALE_INIT = 1e-4  # published default
 _TRAINING_ONLY = {"dropout", "layerscale_init"}
@@ -221,10 +231,11 @@ def _read_part(
     words = {} if config.get(key) is None else config[key]
     words = check_arguments(words, _kinds(cls), key=key, where=where)
     words = {k: v for k, v in words.items() if k not in _WITHOUT_EFFECT.get(cls, ())}
-    if words.pop("causal", False):
-        raise ValueError(
-            f"{key}.causal of {where} is true, but {cls.__name__} has full context only"
-        )
+    causal_defaults = _CAUSAL_DEFAULTS.get(cls, {})
+    if words.get("causal", False):
+        words = causal_defaults | words
+    else:
+        words = {k: v for k, v in words.items() if k not in causal_defaults}
     words = _with_defaults(words, name=name, layout=layout, key=key, where=where)
     if cls in (Compressor, Decompressor):
         return cls, _focal_from_published(words, key=key, where=where)
@@ -238,10 +249,10 @@ def _read_part(
 def _kinds(cls: type[nn.Module]) -> dict[str, Any]:
     """Type of everything that may stand in the ``<part>_config`` of a class."""
     kinds = kinds_of(cls) | dict.fromkeys(_WITHOUT_EFFECT.get(cls, ()), Any)
-    if cls in (WavLM, Compressor, Decompressor, Vocos):
-        kinds["causal"] = bool
     if cls in (Compressor, Decompressor):
         del kinds["mixer"], kinds["activation"]
+        kinds.pop("last_mixer", None)
+        kinds |= {key: type(value) for key, value in _CAUSAL_DEFAULTS[cls].items()}
         block = kinds_of(FocalBlock)
         kinds |= {theirs: block[ours] for theirs, ours in _FOCAL_KEYS.items()}
         kinds |= {"use_layerscale": bool, "layerscale_init": float}
@@ -279,7 +290,14 @@ def _focal_from_published(words: dict[str, Any], *, key: str, where: Where) -> d
         settings = {ours: flat[theirs] for theirs, ours in _FOCAL_KEYS.items()}
         settings["layer_scale"] = flat["layerscale_init"] if flat["use_layerscale"] else None
         settings["dropout"] = words.get("dropout", 0.0)
+        if words.get("causal", False):
+            settings["causal"] = True
+            settings["pool_size"] = words["window_size"]
+            settings["tanh_scale"] = words["tanhscale_init"]
         words["mixer"] = functools.partial(FocalBlock, **settings)
+        if (last := words.get("last_window_size")) not in (None, settings.get("pool_size")):
+            words["last_mixer"] = functools.partial(FocalBlock, **settings | {"pool_size": last})
+    words = {k: v for k, v in words.items() if k not in _MIXER_KEYS}
     words.setdefault("activation_name", "Snake")
     for kind, table in _FACTORIES.items():
         if f"{kind}_name" in words:
@@ -323,13 +341,14 @@ def _describe_part(part: str, module: nn.Module) -> tuple[str, dict[str, Any]]:
         arguments = _focal_to_published(arguments)
     elif cls is BinarySphericalQuantizer:
         arguments = {"codebook_size": module.codebook_size}
-    if "causal" in _kinds(cls):
-        arguments["causal"] = False
+    elif cls is WaveNeXt and module.sample_rate == FRAME_RATE * module.hop_length:
+        del arguments["sample_rate"]
     return name, {key: _plain(value) for key, value in arguments.items()}
 
 
 def _focal_to_published(arguments: dict[str, Any]) -> dict[str, Any]:
     mixer, mixer_config = _describe_factory(arguments.pop("mixer"), kind="mixer")
+    last_mixer = arguments.pop("last_mixer", None)
     activation, activation_config = _describe_factory(
         arguments.pop("activation"), kind="activation"
     )
@@ -339,11 +358,37 @@ def _focal_to_published(arguments: dict[str, Any]) -> dict[str, Any]:
         arguments |= {theirs: mixer_config[ours] for theirs, ours in _FOCAL_KEYS.items()}
         arguments["use_layerscale"] = scale is not None
         arguments["layerscale_init"] = _LAYERSCALE_INIT if scale is None else scale
+        if mixer_config["causal"]:
+            arguments |= _causal_to_published(mixer_config, last_mixer, arguments)
+    elif last_mixer is not None:
+        raise ValueError("last_mixer has no name in checkpoints but beside the published mixer")
     else:
         arguments |= {"mixer_name": mixer, "mixer_config": mixer_config}
+    if not arguments["causal"]:
+        arguments.pop("lookahead_size", None)
     if activation != "Snake":
         arguments |= {"activation_name": activation, "activation_config": activation_config}
     return arguments
+
+
+def _causal_to_published(
+    mixer_config: dict[str, Any], last_mixer: Any, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Name the windows of causal focal blocks; the last layer may have another one."""
+    words = {
+        "window_size": mixer_config["pool_size"],
+        "tanhscale_init": mixer_config["tanh_scale"],
+    }
+    if "lookahead_size" not in arguments:  # a compressor
+        return words
+    last_config = mixer_config
+    if last_mixer is not None:
+        name, last_config = _describe_factory(last_mixer, kind="mixer")
+        if name != "FocalBlock" or last_config | {"pool_size": 0} != mixer_config | {
+            "pool_size": 0
+        }:
+            raise ValueError("last_mixer may differ from mixer in its pool_size only")
+    return words | {"last_window_size": last_config["pool_size"]}
 
 
 def _describe_factory(factory: Callable[[int], nn.Module], *, kind: str) -> tuple[str, dict]:
