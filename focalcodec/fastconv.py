@@ -60,6 +60,63 @@ def conv_in_pairs(x: Tensor, kernel: Tensor) -> Tensor:
     return y
 
 
+_MANY_TAPS = 32  # from which spectra have fewer multiplications
+_FEW_FRAMES = 16  # of a convolution that is mostly reading its weights
+
+
+def convolve(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """Convolve in the way that is fastest here.
+
+    Parameters
+    ----------
+    x : (B, N + taps - 1, C), the frames with everything that the taps reach.
+    conv : convolution of stride 1, C to C' channels.
+
+    Returns
+    -------
+    (B, N, C').
+    """
+    taps = conv.kernel_size[0]
+    frames = x.shape[0] * (x.shape[1] - taps + 1)
+    if conv.groups < conv.in_channels and is_plain_cpu(x):
+        if frames <= _FEW_FRAMES:
+            return conv_by_columns(x, conv)
+        if taps >= _MANY_TAPS and frames > taps:
+            return conv_by_spectra(x, conv)
+    return F.conv1d(x.transpose(1, 2), conv.weight, conv.bias, groups=conv.groups).transpose(1, 2)
+
+
+def is_long_depthwise(x: Tensor, conv: nn.Conv1d) -> bool:
+    """Whether `depthwise_by_sums` is the way for these few frames x (B, N + taps - 1, C)."""
+    taps = conv.kernel_size[0]
+    frames = x.shape[0] * (x.shape[1] - taps + 1)
+    is_depthwise = conv.groups == conv.in_channels == conv.out_channels
+    return is_depthwise and taps >= _MANY_TAPS and frames <= _FEW_FRAMES and is_plain_cpu(x)
+
+
+def depthwise_by_sums(x: Tensor, conv: nn.Conv1d, *, work: Tensor) -> Tensor:
+    """Convolve each channel with many taps, for a few frames.
+
+    PyTorch's own convolution reorders taps and frames in memory first.
+
+    Parameters
+    ----------
+    x : (B, N + taps - 1, C), best with a contiguous time axis.
+    conv : depthwise convolution of stride 1.
+    work : (B, C, taps) for products; fresh memory would cost more than they do.
+
+    Returns
+    -------
+    (B, N, C).
+    """
+    x, taps = x.transpose(1, 2), conv.kernel_size[0]
+    frames = [
+        torch.mul(x[:, :, i : i + taps], conv.weight[:, 0], out=work).sum(dim=2)
+        for i in range(x.shape[2] - taps + 1)
+    ]
+    return torch.stack(frames, dim=1) + conv.bias
+
+
 def conv_by_columns(x: Tensor, conv: nn.Conv1d) -> Tensor:
     """Convolve groups by one matrix product each, for a few frames.
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focalcodec.activations import DynamicTanh
+from focalcodec.linear_map import PointwiseConv
 from focalcodec.masking import zero_padding
 from focalcodec.streaming import FrameConv, State
 
@@ -167,7 +168,7 @@ class FocalModulation(nn.Module):
             )
             for size in sizes
         )
-        self.context_proj = nn.Conv1d(dim, dim, 1)
+        self.context_proj = PointwiseConv(dim, dim)
         self.norm = _norm(dim, causal, tanh_scale) if post_norm else nn.Identity()
         self.out_proj = nn.Linear(dim, dim)
 
@@ -189,8 +190,7 @@ class FocalModulation(nn.Module):
             modulator = modulator + F.gelu(_average(context, mask=mask)) * gates[..., -1:]
         if self.normalize_modulator:
             modulator = modulator / (self.level + 1)
-        modulator = F.linear(modulator, self.context_proj.weight[..., 0], self.context_proj.bias)
-        x = self.out_proj(self.norm(query * modulator))
+        x = self.out_proj(self.norm(query * self.context_proj(modulator)))
         return zero_padding(F.dropout(x, self.dropout, self.training), mask=mask)
 
 

@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from focalcodec.activations import LeakyReLU as LeakyReLU
 from focalcodec.activations import Snake as Snake
 from focalcodec.focal_block import FocalBlock as FocalBlock
+from focalcodec.linear_map import LinearMap
 from focalcodec.masking import check_frames, zero_padding
 from focalcodec.streaming import LeftContext, State
 
@@ -268,7 +269,7 @@ def _recomputed(function: Callable[..., Tensor], *args: Any) -> Tensor:
     return checkpoint(function, *args, use_reentrant=False)
 
 
-class DownScale(nn.Module):
+class DownScale(LinearMap, nn.Module):
     """Join every ``factor`` frames into one by a linear map, then apply the activation.
 
     Parameters
@@ -298,6 +299,11 @@ class DownScale(nn.Module):
         self.downscale = nn.Conv1d(input_dim, output_dim, factor, stride=factor)
         self.activation = activation
 
+    def matrix(self) -> tuple[Tensor, Tensor]:
+        """Weights (output_dim, factor * input_dim) of the map of joined frames, and bias."""
+        weight = self.downscale.weight.transpose(1, 2).reshape(self.output_dim, -1)
+        return weight, self.downscale.bias
+
     def forward(
         self, x: Tensor, *, mask: Tensor | None = None, state: State | None = None
     ) -> Tensor:
@@ -313,15 +319,12 @@ class DownScale(nn.Module):
             x = self.context(x, state=state)[:, :size]
         elif self.factor > 1:
             x = F.pad(x, (0, 0, 0, -x.shape[1] % self.factor))
-        # A convolution whose stride is its kernel size is one linear map of joined frames.
         x = x.reshape(x.shape[0], -1, self.factor * self.input_dim)
-        weight = self.downscale.weight.transpose(1, 2).reshape(self.output_dim, -1)
-        x = F.linear(x, weight, self.downscale.bias)
-        x = self.activation(x.transpose(1, 2)).transpose(1, 2)
+        x = self.activation(self.map(x).transpose(1, 2)).transpose(1, 2)
         return zero_padding(x, mask=None if mask is None else mask[:, :: self.factor])
 
 
-class UpScale(nn.Module):
+class UpScale(LinearMap, nn.Module):
     """Apply the activation, then make ``factor`` frames of each by a linear map.
 
     Parameters
@@ -341,11 +344,15 @@ class UpScale(nn.Module):
         self.activation = activation
         self.upscale = nn.ConvTranspose1d(input_dim, output_dim, factor, stride=factor)
 
+    def matrix(self) -> tuple[Tensor, Tensor]:
+        """Weights (factor * output_dim, input_dim) of the map to ``factor`` frames, and bias."""
+        weight = self.upscale.weight.permute(2, 1, 0).flatten(0, 1)
+        return weight, self.upscale.bias.repeat(self.factor)
+
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """(B, L, input_dim) to (B, L * factor, output_dim), 0 at padded frames."""
         x = self.activation(x.transpose(1, 2)).transpose(1, 2)
-        weight = self.upscale.weight.permute(2, 1, 0).flatten(0, 1)
-        x = F.linear(x, weight, self.upscale.bias.repeat(self.factor))
+        x = self.map(x)
         return zero_padding(x, mask=mask).reshape(x.shape[0], -1, self.output_dim)
 
 

@@ -16,11 +16,15 @@ be repeated. States are for inference: no gradient reaches back through them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from focalcodec.fastconv import convolve, depthwise_by_sums, is_long_depthwise
+from focalcodec.linear_map import LinearMap
 
 FILLS = ("replicate", "zeros")
 
@@ -74,7 +78,7 @@ class LeftContext(nn.Module):
         return [min(seen, self.size) for seen in state.history(self).num_seen]
 
 
-class FrameConv(nn.Conv1d):
+class FrameConv(LinearMap, nn.Conv1d):
     """Convolution of stride 1 over the frames of (B, N, C), which keeps N.
 
     Parameters
@@ -100,15 +104,26 @@ class FrameConv(nn.Conv1d):
         padding = 0 if causal else (kernel_size - 1) // 2
         super().__init__(input_dim, output_dim, kernel_size, padding=padding, groups=groups)
         self.context = LeftContext(kernel_size - 1, fill=fill) if causal else None
+        self.packable = causal and groups == 1
+
+    def matrix(self) -> tuple[Tensor, Tensor]:
+        """Weights (output_dim, input_dim * kernel_size) of the map of what the taps reach."""
+        return self.weight.flatten(1), self.bias
 
     def forward(self, x: Tensor, *, state: State | None = None) -> Tensor:
         """(B, N, input_dim) to (B, N, output_dim); ``state`` only for a causal one."""
         if self.context is not None:
-            x = self.context(x, state=state).transpose(1, 2)  # (B, C, N)
-        else:
-            x = x.transpose(1, 2)
-            if self.kernel_size[0] % 2 == 0:
-                x = F.pad(x, (0, 1))
+            x = self.context(x, state=state)
+            if self.packed is not None:
+                return self.packed(x.unfold(1, self.kernel_size[0], 1).flatten(2))
+            if state is not None and is_long_depthwise(x, self):
+                shape = (x.shape[0], self.out_channels, *self.kernel_size)
+                work = state.prepared(self, lambda: x.new_empty(shape))
+                return depthwise_by_sums(x, self, work=work)
+            return convolve(x, self)
+        x = x.transpose(1, 2)  # (B, C, N)
+        if self.kernel_size[0] % 2 == 0:
+            x = F.pad(x, (0, 1))
         return super().forward(x).transpose(1, 2)
 
 
@@ -129,6 +144,7 @@ class State:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
+        self._prepared: dict[nn.Module, Any] = {}
         self._histories = {
             context: History(context, batch_size=batch_size, name=f"{name}.{path}".rstrip("."))
             for name, module in modules.items()
@@ -146,6 +162,12 @@ class State:
         if context not in self._histories:
             raise ValueError("this state belongs to other modules; make one with these")
         return self._histories[context]
+
+    def prepared(self, module: nn.Module, make: Callable[[], Any]) -> Any:
+        """Make something of a module's weights, once: they do not change while streams are open."""
+        if module not in self._prepared:
+            self._prepared[module] = make()
+        return self._prepared[module]
 
     def commit(self) -> None:
         """Let what has been added since the last commit count."""

@@ -213,7 +213,7 @@ class WavLM(nn.Module):
         """Frames in front of the Transformer, and their mask."""
         sig = self.context(sig[:, :, None], state=state)[:, :, 0]
         reached = None if lengths is None else lengths + self._reach
-        x = self.feature_proj(self.norm(self.feature_extractor(sig, lengths=reached)))
+        x = self.feature_proj(self.norm(self.feature_extractor(sig, lengths=reached, state=state)))
         x = F.dropout(x, self.dropout, self.training)
         mask = None if lengths is None else lengths_to_mask(self.num_frames(lengths), x.shape[1])
         return x, mask

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from focalcodec.fastconv import conv_in_pairs, is_plain_cpu
 from focalcodec.masking import lengths_to_mask
+from focalcodec.streaming import State
 from focalcodec.wavlm.blocks import blocks
 
 
@@ -30,12 +31,19 @@ class FeatureExtractor(nn.Module):
         # The first layer's result is the largest tensor by far.
         self.floats_per_frame = hidden_dims[0] * self.hop_length // strides[0]
 
-    def forward(self, sig: Tensor, *, lengths: Tensor | None = None) -> Tensor:
-        """Frames of (B, T) waveforms; ``lengths`` (B,) in samples, None for all of them whole."""
+    def forward(
+        self, sig: Tensor, *, lengths: Tensor | None = None, state: State | None = None
+    ) -> Tensor:
+        """Frames of (B, T) waveforms; ``lengths`` (B,) in samples, None for all of them whole.
+
+        ``state`` only keeps what is made of the weights.
+        """
         if lengths is not None:
             sig = sig.masked_fill(~lengths_to_mask(lengths, sig.shape[1]), 0)
         shape = (sig.shape[0], self.num_frames(sig.shape[1]))
-        kernels = [layer.kernel() if is_plain_cpu(sig) else None for layer in self.layers]
+        kernels = [None] * len(self.layers)
+        if is_plain_cpu(sig):
+            kernels = self._kernels() if state is None else state.prepared(self, self._kernels)
         frames = []
         for items, steps in blocks(
             *shape, floats_per_step=self.floats_per_frame, device=sig.device
@@ -56,6 +64,9 @@ class FeatureExtractor(nn.Module):
     def num_samples(self, num_frames: int | Tensor) -> int | Tensor:
         """Fewest samples that fill a number of frames."""
         return (num_frames - 1) * self.hop_length + self.receptive_field
+
+    def _kernels(self) -> list[Tensor | None]:
+        return [layer.kernel() for layer in self.layers]
 
     def _stack(
         self, sig: Tensor, *, kernels: Sequence[Tensor | None], lengths: Tensor | None

@@ -21,12 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focalcodec.fastconv import conv_by_columns, conv_by_spectra, is_plain_cpu
+from focalcodec.fastconv import convolve, is_plain_cpu
 from focalcodec.masking import zero_padding
 from focalcodec.streaming import LeftContext, State
 from focalcodec.wavlm.blocks import blocks
 
-_FEW_FRAMES = 16  # of a convolution that is mostly reading its weights
 _QUERIES = 64  # of a block of causal attention: a multiple of chunks, small beside the window
 
 
@@ -135,17 +134,7 @@ class PositionalEmbedding(nn.Module):
             x = self.context(x, state=state)
         else:
             x = F.pad(x, (0, 0, taps // 2, taps - 1 - taps // 2))
-        return F.gelu(self._convolve(x))
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        """(B, N + taps - 1, dim) to (B, N, dim)."""
-        taps = self.conv.kernel_size[0]
-        frames = x.shape[0] * (x.shape[1] - taps + 1)
-        if is_plain_cpu(x) and frames > taps:
-            return conv_by_spectra(x, self.conv)
-        if is_plain_cpu(x) and frames <= _FEW_FRAMES:
-            return conv_by_columns(x, self.conv)
-        return self.conv(x.transpose(1, 2)).transpose(1, 2)
+        return F.gelu(convolve(x, self.conv))
 
 
 class TransformerLayer(nn.Module):
@@ -332,14 +321,23 @@ class ChunkedAttention(Attention):
             bias = gate[:, :, span.queries] * span.bias
             if span.hidden is not None:
                 bias = bias.masked_fill(span.hidden, -math.inf)
-            block = F.scaled_dot_product_attention(
+            block = _attend(
                 query[:, :, span.queries],
                 key[:, :, span.keys],
                 value[:, :, span.keys],
-                attn_mask=bias.to(query.dtype),
+                bias=bias.to(query.dtype),
             )
             attended.append(block.transpose(1, 2))
         return self.out_proj(torch.cat(attended, dim=1).flatten(2))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, bias: Tensor) -> Tensor:
+    """Attention of (B, H, Q, D) to (B, H, K, D) with a bias (B, H, Q, K)."""
+    if not is_plain_cpu(query):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    # PyTorch's own, with a bias on a CPU, scales a copy of all keys first.
+    scaled = query * query.shape[-1] ** -0.5
+    return (scaled @ key.transpose(2, 3) + bias).softmax(dim=-1) @ value
 
 
 class Span(NamedTuple):
