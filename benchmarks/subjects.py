@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from focalcodec.activations import Snake
 from focalcodec.focalnet import Compressor, Decompressor, FocalBlock
 from focalcodec.quantizers import BinarySphericalQuantizer
 from focalcodec.vocos import Vocos
+from focalcodec.wavenext import WaveNeXt
 from focalcodec.wavlm import WavLM, state_dict_from_transformers
 
 SAMPLE_RATE = 16000  # Hz, of utterances
@@ -34,6 +36,23 @@ def load_codec(checkpoint: str | None) -> FocalCodec:
         BinarySphericalQuantizer(13),
         Decompressor(13, 1024, hidden_dims=dims[::-1], upscale_factors=factors, **blocks),
         Vocos(),
+    )
+    return codec.eval().requires_grad_(False)
+
+
+def load_causal_codec(checkpoint: str | None) -> FocalCodec:
+    """Causal codec of a checkpoint, or the full-size one of 4096 codes with random weights."""
+    if checkpoint is not None:
+        return FocalCodec.from_pretrained(checkpoint)
+    torch.manual_seed(0)
+    mixer = partial(FocalBlock, window=14, level=2, factor=4, causal=True)
+    blocks = {"mixer": mixer, "activation": Snake, "causal": True, "hidden_dims": [1024] * 3}
+    codec = FocalCodec(
+        WavLM(causal=True),
+        Compressor(1024, 12, downscale_factors=[1, 1, 1], **blocks),
+        BinarySphericalQuantizer(12),
+        Decompressor(12, 1024, upscale_factors=[1, 1, 1], lookahead_size=3, **blocks),
+        WaveNeXt(causal=True),
     )
     return codec.eval().requires_grad_(False)
 
