@@ -9,6 +9,8 @@ Only products are packed: attention, depthwise convolutions, normalization and t
 they are, in float32.
 """
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -48,7 +50,7 @@ def pack(codec: FocalCodec, *, precision: str) -> FocalCodec:
         for module in list(part.modules()):
             if isinstance(module, LinearMap) and module.packable:
                 module.pack(_packed(_linear(module), dtype))
-        torch.ao.quantization.quantize_dynamic(part, {nn.Linear}, dtype=dtype, inplace=True)
+        _quantize(part, dtype)
     return codec
 
 
@@ -60,6 +62,15 @@ def _linear(module: LinearMap) -> nn.Linear:
 
 
 def _packed(linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
-    return torch.ao.quantization.quantize_dynamic(
-        nn.Sequential(linear), {nn.Linear}, dtype=dtype, inplace=True
-    )[0]
+    return _quantize(nn.Sequential(linear), dtype)[0]
+
+
+def _quantize(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Let PyTorch's quantized classes take the place of all ``nn.Linear`` inside."""
+    with warnings.catch_warnings():
+        # PyTorch announces their move to the package torchao.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "torch.quantize_per", UserWarning)
+        return torch.ao.quantization.quantize_dynamic(
+            module, {nn.Linear}, dtype=dtype, inplace=True
+        )
