@@ -134,7 +134,7 @@ def set_mixer(config, name, settings):
     [
         (
             lambda c: c.pop("decoder_name"),
-            "default decoder_name .*'WaveNeXt'; known are HiFiGAN, Vocos",
+            "decoder_config .*unknown key 'n_fft'; known are causal",
         ),
         (
             lambda c: c.update(encoder_name="os.system"),
@@ -142,8 +142,8 @@ def set_mixer(config, name, settings):
         ),
         (lambda c: c.update(encoder_name=["WavLM"]), r"encoder_name .*\['WavLM'\]; known are LogM"),
         (
-            lambda c: c.update(decoder_name="WaveNeXt"),
-            "decoder_name .*'WaveNeXt'; known are HiFiGAN, Vocos",
+            lambda c: c.update(decoder_name="BigVGAN"),
+            "decoder_name .*'BigVGAN'; known are HiFiGAN, Vocos, WaveNeXt",
         ),
         (lambda c: c.update(extra=1), "unknown key 'extra'"),
         (lambda c: c.update(encoder_config=3), "encoder_config .* must be a JSON object, got 3"),
@@ -186,7 +186,22 @@ def set_mixer(config, name, settings):
             "compressor_config .*has both mixer_name and focal_factor; move",
         ),
         (lambda c: c["quantizer_config"].update(causal=True), "quantizer_config .*key 'causal'"),
-        (lambda c: c["compressor_config"].update(causal=True), r"compressor_config\.causal .*true"),
+        (
+            lambda c: c["compressor_config"].update(causal=True, window_size=0),
+            r"compressor_config\.window_size .*from 1 to 32768, got 0",
+        ),
+        (
+            lambda c: c["encoder_config"].update(causal=True, window_size=3),
+            "does not make a WavLM: window_size must hold a chunk of 1 .*, got 3 and 4",
+        ),
+        (
+            lambda c: set_mixer(c, "FocalBlock", {"causal": True}),
+            "does not make a Compressor: causal is False, but FocalBlock has none of what",
+        ),
+        (
+            lambda c: set_mixer(c, "LinearBlock", {}) or c["compressor_config"].update(causal=True),
+            "does not make a Compressor: causal is True, but LinearBlock has full context",
+        ),
         (
             lambda c: c["compressor_config"].update(focal=1),
             "compressor_config .*unknown key 'focal'",

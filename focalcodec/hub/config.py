@@ -343,6 +343,9 @@ def _describe_part(part: str, module: nn.Module) -> tuple[str, dict[str, Any]]:
         arguments = {"codebook_size": module.codebook_size}
     elif cls is WaveNeXt and module.sample_rate == FRAME_RATE * module.hop_length:
         del arguments["sample_rate"]
+    if not arguments.get("causal", False):
+        without_effect = _CAUSAL_DEFAULTS.get(cls, {})
+        arguments = {key: value for key, value in arguments.items() if key not in without_effect}
     return name, {key: _plain(value) for key, value in arguments.items()}
 
 
@@ -364,8 +367,6 @@ def _focal_to_published(arguments: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("last_mixer has no name in checkpoints but beside the published mixer")
     else:
         arguments |= {"mixer_name": mixer, "mixer_config": mixer_config}
-    if not arguments["causal"]:
-        arguments.pop("lookahead_size", None)
     if activation != "Snake":
         arguments |= {"activation_name": activation, "activation_config": activation_config}
     return arguments
