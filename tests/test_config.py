@@ -25,6 +25,8 @@ from focalcodec.hub.config import (
 )
 from focalcodec.wavlm import WavLM
 from tests.blocks import ABLATION
+from tests.causal_codecs import CODECS, make_causal_codec
+from tests.configurations import constant, set_mixer
 from tests.conftest import _make_codec
 
 
@@ -117,16 +119,6 @@ def test_what_has_no_name_is_not_saved(make_codec, tmp_path):
     ):
         make_codec(mixer=lambda dim: FocalBlock(dim)).save_pretrained(tmp_path / "codec")
     assert not (tmp_path / "codec").exists()
-
-
-def set_mixer(config, name, settings):
-    """Replace the flat keys of the compressor by a mixer of ours."""
-    words = config["compressor_config"]
-    for word in [
-        word for word in words if word.startswith(("focal", "use_", "layerscale", "norm"))
-    ]:
-        del words[word]
-    words |= {"mixer_name": name, "mixer_config": settings}
 
 
 @pytest.mark.parametrize(
@@ -267,10 +259,14 @@ JSON = st.recursive(
     ),
     max_leaves=10,
 )
-TINY = json.loads(json.dumps(describe_parts(dict(_make_codec(encoder="wavlm").named_children()))))
+TINY = [
+    json.loads(json.dumps(describe_parts(dict(codec.named_children()))))
+    for codec in (_make_codec(encoder="wavlm"), make_causal_codec(**CODECS["published"]))
+]
 PLACES = [
-    *((key,) for key in TINY),
-    *((key, word) for key, words in TINY.items() if isinstance(words, dict) for word in words),
+    *((key,) for key in TINY[0]),
+    *((key, word) for key, words in TINY[0].items() if isinstance(words, dict) for word in words),
+    *((key, word) for key, words in TINY[1].items() if isinstance(words, dict) for word in words),
     *(
         (f"{part}compressor_config", f"{kind}_{field}")
         for part in ("", "de")
@@ -283,10 +279,13 @@ PLACES = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
-@given(changes=st.lists(st.tuples(st.sampled_from(PLACES), JSON), min_size=1, max_size=3))
-def test_any_change_of_a_configuration_builds_or_is_refused_in_one_line(changes):
-    config = json.loads(json.dumps(TINY))
+@settings(max_examples=200, deadline=None)
+@given(
+    tiny=st.sampled_from(TINY),
+    changes=st.lists(st.tuples(st.sampled_from(PLACES), JSON), min_size=1, max_size=3),
+)
+def test_any_change_of_a_configuration_builds_or_is_refused_in_one_line(tiny, changes):
+    config = json.loads(json.dumps(tiny))
     for place, value in changes:
         node = config
         for key in place[:-1]:
@@ -301,15 +300,6 @@ def test_any_change_of_a_configuration_builds_or_is_refused_in_one_line(changes)
 
 
 # Fingerprints
-
-
-def constant(config, value=0.5):
-    """Parts of a configuration, all of whose weights are one number."""
-    parts = build_parts(config, where="config.json")
-    for part in parts.values():
-        for parameter in part.parameters():
-            nn.init.constant_(parameter, value)
-    return parts
 
 
 def test_a_fingerprint_never_changes():
