@@ -11,7 +11,8 @@ here there is no wrong way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ class Stream:
 
     Encoding and decoding are independent: one process may encode and another one decode, or one do
     both. Rows are independent streams that advance together. Weights must not change meanwhile.
+    Whatever a method raises, the streams are as before the call, which can be repeated.
 
     Parameters
     ----------
@@ -85,9 +87,8 @@ class Stream:
 
         Raises
         ------
-        ValueError : if ``sig`` is empty, not finite or of another batch size or precision; then the
-            stream is as before. If features overflow, the stream is as before that chunk, which is
-            lost with what came behind it; tokens from before it come with the next call.
+        ValueError : if ``sig`` is empty, not finite or of another batch size or precision, or
+            features overflow.
         RuntimeError : after `flush` has encoded an incomplete chunk.
         """
         check_mono(sig, sample_rate=self.codec.sample_rate, dtype=self.codec.dtype)
@@ -97,10 +98,10 @@ class Stream:
             raise RuntimeError("flush has ended these streams; begin new ones with reset")
         pending = torch.cat([self._sig, sig], dim=1)
         whole = pending.shape[1] // self.chunk_size * self.chunk_size
+        chunks = pending[:, :whole].split(self.chunk_size, dim=1) if whole else ()
+        toks = _converted(chunks, convert=self._encode_chunk, state=self._encoding)
         self._sig = pending[:, whole:].clone()
-        for chunk in pending[:, :whole].split(self.chunk_size, dim=1) if whole else ():
-            self._toks_done.append(self._encode_chunk(chunk))
-        return self._done(self._toks_done, empty=self._no_toks)
+        return _joined(toks, empty=self._no_toks)
 
     @torch.no_grad()
     def decode(self, toks: Tensor) -> Tensor:
@@ -116,8 +117,7 @@ class Stream:
 
         Raises
         ------
-        ValueError : if ``toks`` are empty, of another batch size or out of range; then the stream
-            is as before.
+        ValueError : if ``toks`` are empty, of another batch size or out of range.
         RuntimeError : after `flush` has decoded an incomplete chunk.
         """
         check_toks(toks)
@@ -127,10 +127,10 @@ class Stream:
             raise RuntimeError("flush has ended these streams; begin new ones with reset")
         pending = torch.cat([self._toks, toks], dim=1)
         whole = pending.shape[1] // self.chunk_toks * self.chunk_toks
+        chunks = pending[:, :whole].split(self.chunk_toks, dim=1) if whole else ()
+        sig = _converted(chunks, convert=self._decode_chunk, state=self._decoding)
         self._toks = pending[:, whole:].clone()
-        for chunk in pending[:, :whole].split(self.chunk_toks, dim=1) if whole else ():
-            self._sig_done.append(self._decode_chunk(chunk))
-        return self._done(self._sig_done, empty=self._no_sig)
+        return _joined(sig, empty=self._no_sig)
 
     @torch.no_grad()
     def flush(self) -> Flushed:
@@ -145,24 +145,25 @@ class Stream:
         on, as if nothing had happened. The decoded signal covers the last token: cut it to
         ``num_samples * sample_rate_output // sample_rate``.
         """
-        if self._sig.shape[1]:
-            self._toks_done.append(self._encode_chunk(self._sig))
-            self._encoded_all, self._sig = True, self._sig[:, :0]
-        if self._toks.shape[1]:
-            self._sig_done.append(self._decode_chunk(self._toks))
-            self._decoded_all, self._toks = True, self._toks[:, :0]
-        return Flushed(
-            self._done(self._toks_done, empty=self._no_toks),
-            self._done(self._sig_done, empty=self._no_sig),
-        )
+        toks = [self._encode_chunk(self._sig)] if self._sig.shape[1] else []
+        sig = [self._decode_chunk(self._toks)] if self._toks.shape[1] else []
+        if toks:
+            self._encoding.commit()
+            self._encoded_all, self._sig = True, self._no_sig
+        if sig:
+            self._decoding.commit()
+            self._decoded_all, self._toks = True, self._no_toks
+        return Flushed(_joined(toks, empty=self._no_toks), _joined(sig, empty=self._no_sig))
 
     def reset(self, rows: Iterable[int] | None = None) -> None:
         """Begin new streams, in all rows or in some of them while the others go on.
 
         Raises
         ------
-        ValueError : for some rows, in the middle of a chunk: all rows advance by whole chunks.
+        ValueError : for some rows, in the middle of a chunk: all rows advance by whole chunks; or
+            if there is no such row.
         """
+        rows = None if rows is None else list(rows)
         if rows is None:
             self._clear()
         elif self._sig.shape[1] or self._toks.shape[1] or self._encoded_all or self._decoded_all:
@@ -186,6 +187,7 @@ class Stream:
             for key, value in state.state_dict().items()
         }
         return tensors | {
+            "codec": self._identity(),
             "sig": self._sig.clone(),
             "toks": self._toks.clone(),
             "ended": torch.tensor([self._encoded_all, self._decoded_all]),
@@ -196,13 +198,11 @@ class Stream:
 
         Raises
         ------
-        ValueError : if names or shapes do not fit; the stream is as before then.
+        ValueError : if it was a stream of another codec or batch size, or if names or shapes do not
+            fit; the stream is as before then.
         """
-        own = {"sig", "toks", "ended"}
-        if missing := sorted(own - set(tensors)):
-            raise ValueError(f"this is no state of a stream: {', '.join(missing)} is missing")
-        for name in ("sig", "toks"):
-            self._check_rows(tensors[name], name=name)
+        self._check_own(tensors)
+        tensors = {key: value.to(self._no_sig.device) for key, value in tensors.items()}
         halves = [
             {key[len(name) :]: value for key, value in tensors.items() if key.startswith(name)}
             for name in ("encoding.", "decoding.")
@@ -220,8 +220,6 @@ class Stream:
         self._no_sig = torch.empty(self.batch_size, 0, dtype=self.codec.dtype, device=weight.device)
         self._no_toks = torch.empty(self.batch_size, 0, dtype=torch.int64, device=weight.device)
         self._sig, self._toks = self._no_sig, self._no_toks
-        self._toks_done: list[Tensor] = []
-        self._sig_done: list[Tensor] = []
         self._encoded_all = self._decoded_all = False
 
     def _encode_chunk(self, sig: Tensor) -> Tensor:
@@ -235,22 +233,43 @@ class Stream:
                 f"the chunk peaks at {float(sig.abs().max()):g}, scale it to [-1, 1] or compute in "
                 f"more than {feats.dtype}"
             )
-        toks = codec.quantizer(lats).toks
-        state.commit()
-        return toks
+        return codec.quantizer(lats).toks
 
     def _decode_chunk(self, toks: Tensor) -> Tensor:
         codec, state = self.codec, self._decoding
         state.rollback()
         codes = codec.toks_to_codes(toks).to(codec.dtype)
-        sig = codec.decoder(codec.decompressor(codes, state=state), state=state)
-        state.commit()
-        return sig
+        return codec.decoder(codec.decompressor(codes, state=state), state=state)
 
-    def _done(self, pieces: list[Tensor], *, empty: Tensor) -> Tensor:
-        joined = torch.cat([empty.to(pieces[0].dtype), *pieces], dim=1) if pieces else empty
-        pieces.clear()
-        return joined
+    def _identity(self) -> Tensor:
+        """(32,) uint8, a digest of precision, sizes and biases.
+
+        So two trainings of one configuration differ, and no gigabyte of weights has to be read.
+        """
+        digest = hashlib.sha256(str(self.codec.dtype).encode())
+        for name, weights in self.codec.named_parameters():
+            digest.update(f"{name} {tuple(weights.shape)}".encode())
+            if weights.ndim == 1:
+                digest.update(weights.detach().to("cpu", torch.float32).numpy().tobytes())
+        return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+    def _check_own(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse what is no state of a stream of this codec and batch size, but for its halves."""
+        limits = {"sig": self.chunk_size, "toks": self.chunk_toks}
+        if missing := sorted({"codec", "ended", *limits} - set(tensors)):
+            raise ValueError(f"this is no state of a stream: {', '.join(missing)} is missing")
+        for name, limit in limits.items():
+            if tensors[name].ndim != 2 or tensors[name].shape[1] >= limit:
+                raise ValueError(
+                    f"this is no state of a stream: {name} holds less than a chunk of {limit}, got "
+                    f"shape {tuple(tensors[name].shape)}"
+                )
+            self._check_rows(tensors[name], name=name)
+        if not torch.equal(tensors["codec"].cpu(), self._identity()):
+            raise ValueError(
+                "this is the state of a stream of another codec, or of this one in another "
+                "precision; go on with the codec that it comes from"
+            )
 
     def _check_rows(self, x: Tensor, *, name: str) -> None:
         if x.shape[0] != self.batch_size:
@@ -258,6 +277,27 @@ class Stream:
                 f"{name} must have {self.batch_size} rows, one for each stream, got "
                 f"{tuple(x.shape)}; open_stream(batch_size={x.shape[0]}) makes as many"
             )
+
+
+def _converted(
+    chunks: Sequence[Tensor], *, convert: Callable[[Tensor], Tensor], state: State
+) -> list[Tensor]:
+    """Convert chunks one after the other; if one of them fails, none counts."""
+    before = state.state_dict() if len(chunks) > 1 else {}
+    pieces: list[Tensor] = []
+    try:
+        for chunk in chunks:
+            pieces.append(convert(chunk))
+            state.commit()
+    except BaseException:
+        if pieces:
+            state.load_state_dict(before)
+        raise
+    return pieces
+
+
+def _joined(pieces: list[Tensor], *, empty: Tensor) -> Tensor:
+    return torch.cat(pieces, dim=1) if pieces else empty
 
 
 def is_causal(part: torch.nn.Module, *, name: str) -> bool:

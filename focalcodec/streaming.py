@@ -73,7 +73,7 @@ class LeftContext(nn.Module):
 
     def num_before(self, batch_size: int, *, state: State | None = None) -> list[int]:
         """Real frames, of each row, among the ``size`` in front of the next call."""
-        if state is None:
+        if state is None or self.size == 0:
             return [0] * batch_size
         return [min(seen, self.size) for seen in state.history(self).num_seen]
 
@@ -180,8 +180,17 @@ class State:
             history.rollback()
 
     def reset(self, rows: Iterable[int] | None = None) -> None:
-        """Begin anew, in some rows or in all of them; the other rows go on."""
+        """Begin anew, in some rows or in all of them; the other rows go on.
+
+        Raises
+        ------
+        ValueError : if there is no such row; nothing has changed then.
+        """
         rows = range(self.batch_size) if rows is None else list(rows)
+        if unknown := [row for row in rows if row not in range(self.batch_size)]:
+            raise ValueError(
+                f"rows must be from 0 to {self.batch_size - 1}, one of each stream, got {unknown}"
+            )
         for history in self._histories.values():
             history.reset(rows)
 
@@ -293,7 +302,8 @@ class History:
         frames, num_seen = (tensors[key] for key in self.keys())
         rows = len(self.num_seen)
         sizes = {self.size} if bool((num_seen > 0).any()) else {self.size, 0}
-        if num_seen.shape != (rows,) or frames.shape[0] != rows or frames.shape[1] not in sizes:
+        fits = frames.ndim == 3 and frames.shape[0] == rows and frames.shape[1] in sizes
+        if num_seen.shape != (rows,) or not fits:
             raise ValueError(
                 f"{self.name} holds {rows} streams of {self.size} frames, got frames of shape "
                 f"{tuple(frames.shape)} and num_seen of shape {tuple(num_seen.shape)}"

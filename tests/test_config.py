@@ -25,6 +25,8 @@ from focalcodec.hub.config import (
 )
 from focalcodec.wavlm import WavLM
 from tests.blocks import ABLATION
+from tests.causal_codecs import CODECS, make_causal_codec
+from tests.configurations import constant, set_mixer
 from tests.conftest import _make_codec
 
 
@@ -119,22 +121,12 @@ def test_what_has_no_name_is_not_saved(make_codec, tmp_path):
     assert not (tmp_path / "codec").exists()
 
 
-def set_mixer(config, name, settings):
-    """Replace the flat keys of the compressor by a mixer of ours."""
-    words = config["compressor_config"]
-    for word in [
-        word for word in words if word.startswith(("focal", "use_", "layerscale", "norm"))
-    ]:
-        del words[word]
-    words |= {"mixer_name": name, "mixer_config": settings}
-
-
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (
             lambda c: c.pop("decoder_name"),
-            "default decoder_name .*'WaveNeXt'; known are HiFiGAN, Vocos",
+            "decoder_config .*unknown key 'n_fft'; known are causal",
         ),
         (
             lambda c: c.update(encoder_name="os.system"),
@@ -142,8 +134,8 @@ def set_mixer(config, name, settings):
         ),
         (lambda c: c.update(encoder_name=["WavLM"]), r"encoder_name .*\['WavLM'\]; known are LogM"),
         (
-            lambda c: c.update(decoder_name="WaveNeXt"),
-            "decoder_name .*'WaveNeXt'; known are HiFiGAN, Vocos",
+            lambda c: c.update(decoder_name="BigVGAN"),
+            "decoder_name .*'BigVGAN'; known are HiFiGAN, Vocos, WaveNeXt",
         ),
         (lambda c: c.update(extra=1), "unknown key 'extra'"),
         (lambda c: c.update(encoder_config=3), "encoder_config .* must be a JSON object, got 3"),
@@ -186,7 +178,22 @@ def set_mixer(config, name, settings):
             "compressor_config .*has both mixer_name and focal_factor; move",
         ),
         (lambda c: c["quantizer_config"].update(causal=True), "quantizer_config .*key 'causal'"),
-        (lambda c: c["compressor_config"].update(causal=True), r"compressor_config\.causal .*true"),
+        (
+            lambda c: c["compressor_config"].update(causal=True, window_size=0),
+            r"compressor_config\.window_size .*from 1 to 32768, got 0",
+        ),
+        (
+            lambda c: c["encoder_config"].update(causal=True, window_size=3),
+            "does not make a WavLM: window_size must hold a chunk of 1 .*, got 3 and 4",
+        ),
+        (
+            lambda c: set_mixer(c, "FocalBlock", {"causal": True}),
+            "does not make a Compressor: causal is False, but FocalBlock has none of what",
+        ),
+        (
+            lambda c: set_mixer(c, "LinearBlock", {}) or c["compressor_config"].update(causal=True),
+            "does not make a Compressor: causal is True, but LinearBlock has full context",
+        ),
         (
             lambda c: c["compressor_config"].update(focal=1),
             "compressor_config .*unknown key 'focal'",
@@ -252,10 +259,14 @@ JSON = st.recursive(
     ),
     max_leaves=10,
 )
-TINY = json.loads(json.dumps(describe_parts(dict(_make_codec(encoder="wavlm").named_children()))))
+TINY = [
+    json.loads(json.dumps(describe_parts(dict(codec.named_children()))))
+    for codec in (_make_codec(encoder="wavlm"), make_causal_codec(**CODECS["published"]))
+]
 PLACES = [
-    *((key,) for key in TINY),
-    *((key, word) for key, words in TINY.items() if isinstance(words, dict) for word in words),
+    *((key,) for key in TINY[0]),
+    *((key, word) for key, words in TINY[0].items() if isinstance(words, dict) for word in words),
+    *((key, word) for key, words in TINY[1].items() if isinstance(words, dict) for word in words),
     *(
         (f"{part}compressor_config", f"{kind}_{field}")
         for part in ("", "de")
@@ -268,10 +279,13 @@ PLACES = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
-@given(changes=st.lists(st.tuples(st.sampled_from(PLACES), JSON), min_size=1, max_size=3))
-def test_any_change_of_a_configuration_builds_or_is_refused_in_one_line(changes):
-    config = json.loads(json.dumps(TINY))
+@settings(max_examples=200, deadline=None)
+@given(
+    tiny=st.sampled_from(TINY),
+    changes=st.lists(st.tuples(st.sampled_from(PLACES), JSON), min_size=1, max_size=3),
+)
+def test_any_change_of_a_configuration_builds_or_is_refused_in_one_line(tiny, changes):
+    config = json.loads(json.dumps(tiny))
     for place, value in changes:
         node = config
         for key in place[:-1]:
@@ -286,15 +300,6 @@ def test_any_change_of_a_configuration_builds_or_is_refused_in_one_line(changes)
 
 
 # Fingerprints
-
-
-def constant(config, value=0.5):
-    """Parts of a configuration, all of whose weights are one number."""
-    parts = build_parts(config, where="config.json")
-    for part in parts.values():
-        for parameter in part.parameters():
-            nn.init.constant_(parameter, value)
-    return parts
 
 
 def test_a_fingerprint_never_changes():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv1d
 
-from focalcodec.fastconv import conv_by_spectra, conv_in_pairs
+from focalcodec.fastconv import conv_by_columns, conv_by_spectra, conv_in_pairs
 
 
 @torch.no_grad()
@@ -19,11 +19,12 @@ def test_conv_in_pairs_is_the_convolution(batch, size):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("function", [conv_by_spectra, conv_by_columns])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 50])
 @pytest.mark.parametrize("taps", [1, 2, 15, 16])
-def test_conv_by_spectra_is_the_convolution(batch, size, taps):
-    conv = nn.Conv1d(6, 6, taps, padding=taps // 2, groups=2, dtype=torch.float64)
-    x = torch.randn(batch, size, 6, dtype=torch.float64)
-    expected = conv(x.transpose(1, 2)).transpose(1, 2)[:, :size]
-    torch.testing.assert_close(conv_by_spectra(x, conv), expected)
+def test_many_taps_by_matrix_products_are_the_convolution(function, batch, size, taps):
+    conv = nn.Conv1d(6, 8, taps, groups=2, dtype=torch.float64)
+    x = torch.randn(batch, size + taps - 1, 6, dtype=torch.float64)
+    expected = conv(x.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(function(x, conv), expected)

@@ -294,7 +294,7 @@ def test_overrides_replace_what_the_configuration_says(folder):
         ),
         ({"encoder_config.dim": "16"}, "encoder_config.dim of .* must be a whole number from 1 to"),
         ({"encoder_config.ffn_dim": 25}, r"has encoder\..* but the configuration asks for"),
-        ({"decoder_config.causal": True}, "decoder_config.causal of .* is true"),
+        ({"compressor_config.causal": True}, r"lacks 12 of .* first is compressor.*norm\.alpha"),
         ({1: 2}, r"overrides must map dotted keys to values, got \{1: 2\}"),
         (["encoder_config.dim"], "overrides must map dotted keys to values, got"),
     ],

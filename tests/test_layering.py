@@ -1,6 +1,7 @@
 """Who may import whom (DESIGN: a lower layer never knows a higher one), read from the sources."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,28 @@ ROOT = Path(__file__).resolve().parents[1]
 BASE = {
     f"focalcodec.{name}" for name in ("masking", "streaming", "fastconv", "activations", "entropy")
 }
-MODELS = {
+WAVLM = {
+    f"focalcodec.wavlm{name}"
+    for name in ("", ".encoder", ".features", ".transformer", ".blocks", ".transformers_weights")
+}
+MODELS = WAVLM | {
     f"focalcodec.{name}"
-    for name in "wavlm logmel focalnet mixers vocos hifigan dequantizer".split()
+    for name in (
+        "logmel focal_block focalnet mixers convnext vocos wavenext hifigan dequantizer".split()
+    )
 }
 QUANTIZERS = {f"focalcodec.{name}" for name in "quantizers fsq kmeans".split()}
+ALONE = {f"focalcodec.{name}" for name in ("bitstream", "conversion", "checks", "stream")}
 BUILT_ON = {  # a module that is made of another one's parts
     "focalcodec.fsq": {"focalcodec.quantizers"},
     "focalcodec.kmeans": {"focalcodec.quantizers"},
     "focalcodec.dequantizer": {"focalcodec.mixers"},
-}
+    "focalcodec.focalnet": {"focalcodec.focal_block"},
+    "focalcodec.vocos": {"focalcodec.convnext"},
+    "focalcodec.wavenext": {"focalcodec.convnext"},
+    "focalcodec.checks": {"focalcodec.masking"},
+    "focalcodec.stream": {"focalcodec.checks", "focalcodec.streaming"},
+} | dict.fromkeys(WAVLM, WAVLM)
 WORDS = {"focalcodec.hub.arguments", "focalcodec.hub.legacy", "focalcodec.hub.config"}
 FILES = WORDS | {f"focalcodec.hub{name}" for name in ("", ".weights", ".encoder", ".files")}
 COMMAND_LINE = {"focalcodec.__main__", "focalcodec.cli"} | {
@@ -26,7 +39,7 @@ COMMAND_LINE = {"focalcodec.__main__", "focalcodec.cli"} | {
     for name in "commands options transcoding sources inference report jobs".split()
 }
 AUDIO = {"focalcodec.audio", "focalcodec.resampling"}
-TOP = {"focalcodec.codec", "focalcodec.windows", "focalcodec"} | COMMAND_LINE
+TOP = {f"focalcodec{name}" for name in ("", ".codec", ".windows", ".stream")} | COMMAND_LINE
 TRAINING = {"speechbrain", "hyperpyyaml", "recipes", "train_decoder", "train_quantizer"}
 LAZY_IN_HUB = {"huggingface_hub", "safetensors", "transformers"}
 LAZY_IN_CODECS = LAZY_IN_HUB | set(
@@ -67,7 +80,11 @@ def test_imports_keep_to_their_layer(path):
     module, names = _module(path), _imports(path)
     if module.split(".")[0] == "focalcodec":
         assert not _within(names, TRAINING), "the codec runs without the training side"
-    if module in BASE | QUANTIZERS | {"focalcodec.bitstream", "focalcodec.conversion"}:
+    if module == "focalcodec.stream":
+        for_annotations = {"focalcodec.codec", "focalcodec.codec.FocalCodec"}
+        assert not _imports(path, top_level_only=True) & for_annotations
+        names = names - for_annotations
+    if module in BASE | QUANTIZERS | ALONE:
         allowed = BASE if module in QUANTIZERS else set()
         allowed = allowed | BUILT_ON.get(module, set())
         ours = {name for name in names if name.startswith("focalcodec")}
@@ -113,6 +130,17 @@ def test_imports_keep_to_their_layer(path):
         assert all(name.startswith(lower) for name in names if name.startswith("recipes"))
     if module.startswith("train_"):
         assert not _within(names, {"train_decoder", "train_quantizer"} - {module})
+
+
+def test_every_module_of_the_encoder_has_its_rule():
+    assert WAVLM == {_module(path) for path in SOURCES if "focalcodec/wavlm/" in path.as_posix()}
+
+
+def test_every_package_is_installed():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    packages = ast.literal_eval(re.search(r"^packages = (\[.*?\])$", text, re.M | re.S)[1])
+    folders = {path.parent for path in (ROOT / "focalcodec").rglob("*.py")}
+    assert sorted(packages) == sorted(".".join(f.relative_to(ROOT).parts) for f in folders)
 
 
 def test_no_source_reads_the_folder_beside_the_checkout():

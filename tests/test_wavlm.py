@@ -11,6 +11,7 @@ from transformers import WavLMConfig, WavLMModel
 
 from focalcodec.wavlm import WavLM, state_dict_from_transformers
 from focalcodec.wavlm.transformer import _relative_bucket
+from tests.causal_codecs import with_lively_weights
 
 # Small sizes that keep every layer of the real ones; few buckets, so that all are reached.
 SIZES = dict(
@@ -28,7 +29,7 @@ SIZES = dict(
 
 @pytest.fixture
 def encoder() -> WavLM:
-    return _with_lively_weights(WavLM(**SIZES)).eval()
+    return with_lively_weights(WavLM(**SIZES)).eval()
 
 
 @pytest.fixture(params=["row_by_row", "as_a_batch"])
@@ -36,15 +37,6 @@ def _padding(request, monkeypatch) -> None:
     """Both ways in which a CPU may go through a padded batch."""
     limit = -1 if request.param == "row_by_row" else float("inf")
     monkeypatch.setattr("focalcodec.wavlm.encoder._ROW_SAMPLES", limit)
-
-
-def _with_lively_weights(model):
-    """Random weights under which every part matters: norms and gates start as near identities."""
-    with torch.no_grad():
-        for weight in model.parameters():
-            fan_in = weight[0].numel()
-            weight.add_(torch.randn_like(weight) * (fan_in**-0.5 if fan_in > 1 else 0.3))
-    return model
 
 
 def _transformers_model(**sizes) -> WavLMModel:
@@ -62,7 +54,7 @@ def _transformers_model(**sizes) -> WavLMModel:
         do_stable_layer_norm=True,
         conv_bias=False,
     )
-    return _with_lively_weights(WavLMModel(config)).eval()
+    return with_lively_weights(WavLMModel(config)).eval()
 
 
 def _old_weight_norm(state: dict) -> dict:
@@ -309,7 +301,7 @@ def test_unusual_strides_keep_the_contract():
 @pytest.mark.usefixtures("_padding")
 @pytest.mark.parametrize("lens", [None, torch.tensor([1.0, 0.5])], ids=["full", "padded"])
 def test_gradients_reach_every_parameter_and_the_signal(lens):
-    encoder = _with_lively_weights(WavLM(**SIZES | dict(dropout=0.1))).train()
+    encoder = with_lively_weights(WavLM(**SIZES | dict(dropout=0.1))).train()
     sig = torch.randn(2, 4000)
     if lens is not None:
         sig[1, 2000:] = float("nan")

@@ -87,7 +87,7 @@ _FOCAL_KEYS = {
 _MIXER_KEYS = {"window_size", "last_window_size", "tanhscale_init"}  # of causal ones
 _FLAT_KEYS = {*_FOCAL_KEYS, "use_layerscale", "layerscale_init"}
 _LAYERSCALE_INIT = 1e-4  # published default
-_TRAINING_ONLY = {"dropout", "layerscale_init"}
+_TRAINING_ONLY = {"dropout", "layerscale_init", "tanhscale_init", "tanh_scale"}
 _NO_DEFAULT = f", whose default is not the same in {V001} and {V002}"
 
 
@@ -233,7 +233,8 @@ def _read_part(
     words = {k: v for k, v in words.items() if k not in _WITHOUT_EFFECT.get(cls, ())}
     causal_defaults = _CAUSAL_DEFAULTS.get(cls, {})
     if words.get("causal", False):
-        words = causal_defaults | words
+        left_out = _MIXER_KEYS if "mixer_name" in words else ()
+        words = {k: v for k, v in causal_defaults.items() if k not in left_out} | words
     else:
         words = {k: v for k, v in words.items() if k not in causal_defaults}
     words = _with_defaults(words, name=name, layout=layout, key=key, where=where)
@@ -270,7 +271,7 @@ def _with_defaults(
     """Arguments completed by what the published class of this name takes for those left out."""
     asked_for = default_arguments(name, V002).keys()
     if "mixer_name" in words:
-        if flat := sorted(_FLAT_KEYS & words.keys()):
+        if flat := sorted((_FLAT_KEYS | _MIXER_KEYS) & words.keys()):
             raise ValueError(
                 f"{key} of {where} has both mixer_name and {flat[0]}; move the latter to "
                 f"{key}.mixer_config"
@@ -343,6 +344,9 @@ def _describe_part(part: str, module: nn.Module) -> tuple[str, dict[str, Any]]:
         arguments = {"codebook_size": module.codebook_size}
     elif cls is WaveNeXt and module.sample_rate == FRAME_RATE * module.hop_length:
         del arguments["sample_rate"]
+    if not arguments.get("causal", False):
+        without_effect = _CAUSAL_DEFAULTS.get(cls, {})
+        arguments = {key: value for key, value in arguments.items() if key not in without_effect}
     return name, {key: _plain(value) for key, value in arguments.items()}
 
 
@@ -364,8 +368,6 @@ def _focal_to_published(arguments: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("last_mixer has no name in checkpoints but beside the published mixer")
     else:
         arguments |= {"mixer_name": mixer, "mixer_config": mixer_config}
-    if not arguments["causal"]:
-        arguments.pop("lookahead_size", None)
     if activation != "Snake":
         arguments |= {"activation_name": activation, "activation_config": activation_config}
     return arguments

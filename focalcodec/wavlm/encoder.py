@@ -156,9 +156,12 @@ class WavLM(nn.Module):
 
         Raises
         ------
-        ValueError : if ``sig`` is not (B, T) floating point or ``lens`` not (B,).
+        ValueError : if ``sig`` is not (B, T) floating point or ``lens`` not (B,), or if there is a
+            state and ``lens``.
         """
         check_sig(sig, sample_rate=self.sample_rate, lens=lens)
+        if state is not None and lens is not None:
+            raise ValueError("streams are not padded: all of them advance alike; leave out lens")
         lengths = None if lens is None else num_valid(lens, sig.shape[1])
         if lengths is not None and sig.device.type == "cpu" and not torch.compiler.is_compiling():
             padding = sig.shape[1] - lengths.double().mean().item()

@@ -284,19 +284,21 @@ class ChunkedAttention(Attention):
             key = torch.arange(chunk - self.window_size, chunk, device=x.device)
             bias = relative_values(key - query[:, None])
             return [Span(slice(None), slice(chunk - 1, None), bias, None)]
-        step = size if torch.compiler.is_compiling() else max(_QUERIES // chunk, 1) * chunk
-        step = min(step, size)
+        if torch.compiler.is_compiling():
+            step, cuts = size, [(slice(None), slice(None))]
+        else:
+            step = min(max(_QUERIES // chunk, 1) * chunk, size)
+            starts = range(0, size, step)
+            cuts = [(slice(i, i + step), slice(i, i + step + before)) for i in starts]
         frame = torch.arange(-before, size, device=x.device)
         bias = relative_values(frame[: step + before] - frame[before : before + step, None])
         end = self._ends(frame[before:], mask=mask)[..., None]  # (B or 1, N, 1)
         first = -torch.tensor(num_before, device=x.device)[:, None, None]
         spans = []
-        for start in range(0, size, step):
-            stop = min(start + step, size)
-            key, ends = frame[start : stop + before], end[:, start:stop]
+        for queries, keys in cuts:
+            key, ends = frame[keys], end[:, queries]
             hidden = (key >= ends) | (key < ends - self.window_size) | (key < first)
-            block_bias = bias[:, : stop - start, : stop - start + before]
-            queries, keys = slice(start, stop), slice(start, stop + before)
+            block_bias = bias[:, : hidden.shape[1], : hidden.shape[2]]
             spans.append(Span(queries, keys, block_bias, hidden[:, None]))
         return spans
 
