@@ -27,7 +27,7 @@ BITSTREAM = [  # of `focalcodec.bitstream`, each only knows those before it
     {"packing", "header"},
     {"files", "packets"},
     {"concealment", "counts", "framing"},
-    {"ordering"},
+    {"sequencer"},
     {"receiver"},
 ]
 COMMAND_LINE = {"focalcodec.__main__", "focalcodec.cli"} | {

@@ -31,3 +31,7 @@ class ModelError(FocalFileError):
 
 class CutFileWarning(UserWarning):
     """Only the first tokens are there: the file is not finished, or cut."""
+
+
+class PacketError(ValueError):
+    """Bytes that are no sound packet."""

@@ -16,6 +16,17 @@ def check_count(name: str, value: object, *, largest: int) -> None:
         raise HeaderError(f"{name} must be an integer from 1 to {largest}, got {value!r}")
 
 
+def check_range(name: str, value: int, smallest: int, largest: int) -> None:
+    """Refuse an argument that is no integer from ``smallest`` to ``largest``.
+
+    Raises
+    ------
+    ValueError : naming ``name``.
+    """
+    if not isinstance(value, int) or not smallest <= value <= largest:
+        raise ValueError(f"{name} must be an integer from {smallest} to {largest}, got {value!r}")
+
+
 def ceil_div(a: int, b: int) -> int:
     """Quotient of integers, rounded up."""
     return -(-a // b)
