@@ -142,9 +142,8 @@ class Receiver:
         """Count a packet that does not continue the stream; follow it if enough of them do."""
         if not all(self._belong_together(packet, other) for other in self._strays.values()):
             self._strays.clear()
-        is_new = content not in self._strays
-        self._strays[content] = packet
-        if is_new and (self._is_idle or len(self._strays) >= self._patience):
+        self._strays[content] = packet  # a copy counts for nothing
+        if self._is_idle or len(self._strays) >= self._patience:
             self._count_unused(packet, 1 - len(self._strays))  # the others get another chance
             return self._follow()
         self._count_unused(packet, 1)
