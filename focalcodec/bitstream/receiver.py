@@ -6,7 +6,7 @@ missing is concealed, up to ``max_gap`` tokens in a row; behind a longer gap dec
 
 **No packet is believed alone** that is far ahead or of another stream: such a packet is put aside,
 and only when ``patience`` of them belong together, with none of the stream between them, the
-receiver follows them, from the first of them on (RFC 3550, A.1, does so too). So neither a stray
+receiver follows them, from the first of them on; RFC 3550, A.1, goes about it likewise. So neither a stray
 packet nor a second sender ends a stream, and a sender that was started again, which has another
 stream number, loses nothing. Where there is no stream to follow, before the first one, behind the
 end of one, and when `Receiver.conceal` has bridged all that it may, one packet is enough.
@@ -36,7 +36,7 @@ _MAX_WAIT = 2**16  # tokens; more would cost memory for nothing
 class Receiver:
     """Tokens of a stream of packets; no bytes that come in make it raise.
 
-    They are in [0, 2^bits). What it holds is bounded by ``max_delay`` and ``max_gap``, whatever
+    They are in [0, 2^bits). What it holds, and gives at once, is bounded by its settings, whatever
     packets say.
 
     Parameters
@@ -45,8 +45,8 @@ class Receiver:
     conceal : gives tokens for missing ones, see `focalcodec.bitstream.concealment`.
     max_delay : tokens that wait, at most, for a missing one before them; 0 to 65536. With 0 nothing
         is put in order; a packet that k others of n tokens have overtaken needs k x n.
-    max_gap : tokens that are concealed in a row, at most; 1 to 65536. 50 are 1 s at 50 Hz. It must
-        be some packets, and is what a receiver that joins so early waits longer than needed.
+    max_gap : tokens that are concealed in a row, at most; 1 to 65536. 50 are 1 s at 50 Hz.
+        Several packets long; who joins so early gets what was missed concealed, too.
     patience : packets in a row that make another stream the one to follow, >= 1.
 
     Attributes
