@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-from focalcodec.bitstream import Chunk, Counts, Header, Packetizer
+from focalcodec.bitstream import Chunk, Counts, Header, Packetizer, Receiver
 
 HEADER = Header(
     bits=12,
@@ -45,6 +45,10 @@ def sealed_packet(
     """Packet with any values and the right checksum, made without the module."""
     packet = magic + struct.pack("<BBIIB", kind, bits, stream, first, count) + content
     return packet + struct.pack("<I", zlib.crc32(packet))
+
+
+def run(receiver: Receiver, packets: Iterable[bytes]) -> list[Chunk]:
+    return [chunk for packet in packets for chunk in receiver.push(packet)]
 
 
 def toks_in(chunks: Iterable[Chunk]) -> list[int]:
