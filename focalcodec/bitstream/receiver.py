@@ -9,7 +9,7 @@ and only when ``patience`` of them belong together, with none of the stream betw
 receiver follows them, from the first of them on; RFC 3550, A.1, goes about it likewise. So neither
 a stray packet nor a second sender ends a stream, and a sender that was started again, which has
 another stream number, loses nothing. Where there is no stream to follow, before the first one,
-behind the end of one, and when `Receiver.conceal` has bridged all that it may, one packet is enough.
+behind the end of one, and when `Receiver.conceal` has bridged all that it may, one is enough.
 
 **There is no clock here.** What happens depends on the packets and the calls alone. A caller that
 has waited long enough says so: by `Receiver.conceal` when tokens are needed now, by
