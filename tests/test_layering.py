@@ -21,6 +21,15 @@ BUILT_ON = {  # a module that is made of another one's parts
 }
 WORDS = {"focalcodec.hub.arguments", "focalcodec.hub.legacy", "focalcodec.hub.config"}
 FILES = WORDS | {f"focalcodec.hub{name}" for name in ("", ".weights", ".encoder", ".files")}
+BITSTREAM = [  # of `focalcodec.bitstream`, each only knows those before it
+    {"errors"},
+    {"fields"},
+    {"packing", "header"},
+    {"files", "packets"},
+    {"concealment", "counts", "framing"},
+    {"sequencer"},
+    {"receiver"},
+]
 COMMAND_LINE = {"focalcodec.__main__", "focalcodec.cli"} | {
     f"focalcodec.cli.{name}"
     for name in "commands options transcoding sources inference report jobs".split()
@@ -28,6 +37,7 @@ COMMAND_LINE = {"focalcodec.__main__", "focalcodec.cli"} | {
 AUDIO = {"focalcodec.audio", "focalcodec.resampling"}
 TOP = {"focalcodec.codec", "focalcodec.windows", "focalcodec"} | COMMAND_LINE
 TRAINING = {"speechbrain", "hyperpyyaml", "recipes", "train_decoder", "train_quantizer"}
+THIRD_PARTY = {"torchaudio", "soundfile", "numpy", "click", "tqdm"}
 LAZY_IN_HUB = {"huggingface_hub", "safetensors", "transformers"}
 LAZY_IN_CODECS = LAZY_IN_HUB | set(
     "speechtokenizer semanticodec wavtokenizer bigcodec stable_codec stable_audio_tools".split()
@@ -58,6 +68,19 @@ def _imports(path: Path, *, top_level_only: bool = False) -> set[str]:
     return names
 
 
+def _not_below(module: str, names: set[str]) -> set[str]:
+    """Modules of the bitstream that one of them imports although they are not below it."""
+    package = "focalcodec.bitstream."
+    below: set[str] = set()
+    for level in BITSTREAM:
+        if module.removeprefix(package) in level:
+            own = {".".join(name.split(".")[:3]) for name in names if name.startswith(package)}
+            return own - {package + name for name in below}
+        below |= level
+    assert module == "focalcodec.bitstream", f"{module} has no level in BITSTREAM"
+    return set()
+
+
 def _within(names: set[str], packages: set[str]) -> set[str]:
     return {name for name in names if name in packages or name.split(".")[0] in packages}
 
@@ -67,7 +90,12 @@ def test_imports_keep_to_their_layer(path):
     module, names = _module(path), _imports(path)
     if module.split(".")[0] == "focalcodec":
         assert not _within(names, TRAINING), "the codec runs without the training side"
-    if module in BASE | QUANTIZERS | {"focalcodec.bitstream", "focalcodec.conversion"}:
+    if module.startswith("focalcodec.bitstream"):
+        ours = {name for name in names if name.startswith("focalcodec")}
+        assert all(name.startswith("focalcodec.bitstream") for name in ours), ours
+        assert not _within(names, THIRD_PARTY), "a format needs no more than tensors"
+        assert not _not_below(module, names), "files and packets share what lies below both"
+    if module in BASE | QUANTIZERS | {"focalcodec.conversion"}:
         allowed = BASE if module in QUANTIZERS else set()
         allowed = allowed | BUILT_ON.get(module, set())
         ours = {name for name in names if name.startswith("focalcodec")}
