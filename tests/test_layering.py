@@ -32,12 +32,19 @@ BITSTREAM = [  # of `focalcodec.bitstream`, each only knows those before it
 ]
 COMMAND_LINE = {"focalcodec.__main__", "focalcodec.cli"} | {
     f"focalcodec.cli.{name}"
-    for name in "commands options transcoding sources inference report jobs".split()
+    for name in (
+        "commands options transcoding sources inference report jobs token_files live live.command "
+        "live.end live.endpoints live.session live.sound live.files live.pipes live.devices live.packets "
+        "live.sockets live.status live.stop"
+    ).split()
 }
 AUDIO = {"focalcodec.audio", "focalcodec.resampling"}
-TOP = {"focalcodec.codec", "focalcodec.windows", "focalcodec"} | COMMAND_LINE
+TOP = {
+    f"focalcodec{name}" for name in ("", ".codec", ".windows", ".stream", ".live", ".meter")
+} | COMMAND_LINE
 TRAINING = {"speechbrain", "hyperpyyaml", "recipes", "train_decoder", "train_quantizer"}
 THIRD_PARTY = {"torchaudio", "soundfile", "numpy", "click", "tqdm"}
+LAZY_IN_DEVICES = {"sounddevice"}
 LAZY_IN_HUB = {"huggingface_hub", "safetensors", "transformers"}
 LAZY_IN_CODECS = LAZY_IN_HUB | set(
     "speechtokenizer semanticodec wavtokenizer bigcodec stable_codec stable_audio_tools".split()
@@ -115,6 +122,10 @@ def test_imports_keep_to_their_layer(path):
         )
     if module not in COMMAND_LINE:
         assert not names & COMMAND_LINE, "nothing else knows the commands"
+    if module == "focalcodec.cli.live.devices":
+        assert not _within(_imports(path, top_level_only=True), LAZY_IN_DEVICES)
+    else:
+        assert not _within(names, LAZY_IN_DEVICES)
     if module in AUDIO:
         ours = {name for name in names if name.startswith("focalcodec")}
         assert all(name.startswith("focalcodec.resampling") for name in ours), ours

@@ -84,6 +84,11 @@ class Receiver:
         self._is_idle = True  # no stream to follow
         self._strays: dict[bytes, Packet] = {}  # put aside
 
+    @property
+    def knows_end(self) -> bool:
+        """Whether the packet that ends the stream has come; tokens may be missing before it."""
+        return self._sequencer is not None and self._sequencer.end is not None
+
     def push(self, content: bytes) -> list[Chunk]:
         """Chunks of tokens that can be given now that this packet has come."""
         try:
