@@ -34,8 +34,8 @@ COMMAND_LINE = {"focalcodec.__main__", "focalcodec.cli"} | {
     f"focalcodec.cli.{name}"
     for name in (
         "commands options transcoding sources inference report jobs token_files live live.command "
-        "live.end live.endpoints live.session live.sound live.files live.pipes live.devices live.packets "
-        "live.sockets live.status live.stop"
+        "live.devices live.end live.endpoints live.files live.packets live.pipes live.session "
+        "live.sockets live.sound live.status live.stop"
     ).split()
 }
 AUDIO = {"focalcodec.audio", "focalcodec.resampling"}
