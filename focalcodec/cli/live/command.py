@@ -25,7 +25,7 @@ from focalcodec.cli.options import (
     telling_options,
     wants_progress,
 )
-from focalcodec.cli.report import echo, printable
+from focalcodec.cli.report import Report, echo, printable
 
 _live_options = join_options(
     click.option(
@@ -125,6 +125,7 @@ def _run(
     model: Inference, origin: Endpoint, target: Endpoint, *, options: dict[str, Any], stop: Stop
 ) -> int:
     """Run one session and tell how it went; the exit status."""
+    report = Report(echo=echo)
     opener = Opener(model, options=options, stop=stop, echo=echo)
     with ExitStack() as opened:
         try:
@@ -143,12 +144,15 @@ def _run(
             )
         except (OSError, ValueError) as error:
             raise click.ClickException(str(error)) from error
-        session.run()
+        with report.guard(origin.word):
+            session.run()
         summary = session.summary()
     is_there = session.meter.seconds > 0
     if is_there and not options["quiet"]:
         click.echo(summary, err=target.kind == "pipe")
     held = f"{target.word} got {session.meter.seconds:.1f} s" if is_there else "nothing was written"
+    if report.failed:
+        return 1
     if session.error is not None:
         reason = str(session.error) or type(session.error).__name__
         echo(printable(f"{' '.join(reason.split())}; {held}"))
