@@ -391,3 +391,14 @@ def test_policies_leave_what_they_are_given_as_it_is():
     made = repeat_last(last, since=1, count=4)
     made += 1
     assert made.tolist() == [3, 4, 2, 3] and last.tolist() == [1, 2, 3]
+
+
+def test_end_is_known_before_all_that_comes_before_it():
+    receiver, packets = Receiver(bits=12, max_delay=40), packets_of(speech(12))
+    assert not receiver.knows_end
+    run(receiver, packets[:1])
+    assert not receiver.knows_end
+    run(receiver, packets[2:])
+    assert receiver.knows_end and not receiver.has_ended
+    run(receiver, packets[1:2])
+    assert receiver.knows_end and receiver.has_ended

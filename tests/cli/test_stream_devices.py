@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from focalcodec.bitstream import read as read_focal
 from focalcodec.resampling import resample
 from tests import fake_sounddevice
 from tests.audio_files import write_noise
@@ -57,6 +58,22 @@ def test_lost_sound_is_counted(devices):
     devices.overflows |= {2, 7}
     out, _ = run("stream", "mic", "out.wav", status=1)
     assert "sound lost 2 times" in out
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100, 8000])
+def test_what_came_before_a_sample_that_is_not_finite_is_kept(devices, live_codec, rate):
+    devices.rates["input"] = (rate,)
+    devices.heard = speech(2 * rate)
+    devices.heard[rate] = np.nan
+    _, errors = run("stream", "mic", "out.focal", status=1)
+    assert len(errors) == 1 and "not finite" in errors[0]
+    header, toks = read_focal("out.focal")
+    sig = torch.from_numpy(devices.heard[:rate, 0])
+    sig = resample(sig, sample_rate=rate, new_sample_rate=16_000)
+    assert toks.shape[0] in (44, 48) and header.duration == pytest.approx(
+        toks.shape[0] / 50, abs=1e-3
+    )
+    assert torch.equal(toks, live_codec.sig_to_toks(sig[None])[0, : toks.shape[0]])
 
 
 @pytest.mark.parametrize("rate", [24_000, 48_000])

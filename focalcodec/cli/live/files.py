@@ -107,11 +107,26 @@ class FocalSink(End):
         self._num_samples, self._overwrite = num_samples, overwrite
 
     def consume(self, contents: Iterable[Tensor]) -> None:
-        """Write tokens as they come."""
+        """Write tokens as they come.
+
+        Where something went wrong in between, the file is that of the samples whose tokens came.
+        """
+        header, num_toks = self._header, 0
+
+        def counted() -> Iterator[Tensor]:
+            nonlocal num_toks
+            for toks in contents:
+                num_toks += toks.shape[0]
+                yield toks
+
+        def num_samples() -> int:
+            covered = num_toks * header.samples_per_tok * header.sample_rate // header.codec_rate
+            return min(self._num_samples(), covered)
+
         write_toks(
             self._path,
-            contents,
-            header=self._header,
-            num_samples=self._num_samples,
+            counted(),
+            header=header,
+            num_samples=num_samples,
             overwrite=self._overwrite,
         )
