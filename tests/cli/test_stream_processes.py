@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 from focalcodec.bitstream import open_focal
+from focalcodec.cli.live.endpoints import check_endpoints, parse_endpoint
 from focalcodec.resampling import resample
 from tests.audio_files import write_noise
 from tests.command_line import load
@@ -111,6 +112,22 @@ def test_signal_ends_a_pipe_that_nothing_comes_through(live_codec):
     os.close(left)
     os.close(right)
     assert soundfile.info("out.wav").frames == 48_000
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout"])
+def test_terminal_and_closed_standard_streams_are_refused(name, monkeypatch):
+    ends = [
+        parse_endpoint("-" if name == "stdin" else "in.wav", device="mic"),
+        parse_endpoint("-" if name == "stdout" else "out.wav", device="speaker"),
+    ]
+    monkeypatch.setattr(sys, name, None)
+    with pytest.raises(ValueError, match="- is closed here"):
+        check_endpoints(*ends, overwrite=False)
+    leader, follower = os.openpty()
+    with os.fdopen(leader), os.fdopen(follower) as terminal:
+        monkeypatch.setattr(sys, name, terminal)
+        with pytest.raises(ValueError, match="- is a terminal here"):
+            check_endpoints(*ends, overwrite=False)
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["then closes", "never"])

@@ -78,8 +78,9 @@ def check_endpoints(origin: Endpoint, target: Endpoint, *, overwrite: bool) -> N
             "decode; one of them must be sound"
         )
     for end, terminal in ((origin, sys.stdin), (target, sys.stdout)):
-        if end.kind == "pipe" and terminal is not None and terminal.isatty():
-            raise ValueError("- is a terminal here; use a pipe or redirect it")
+        if end.kind == "pipe" and (terminal is None or terminal.isatty()):
+            what = "closed" if terminal is None else "a terminal"
+            raise ValueError(f"- is {what} here; use a pipe or redirect it")
     if target.kind in ("toks", "sound"):
         _check_file(origin, target.path, overwrite=overwrite)
 
