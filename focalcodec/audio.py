@@ -54,7 +54,8 @@ class AudioReader:
     Parameters
     ----------
     path : anything that libsndfile reads.
-    sample_rate : of the blocks, Hz.
+    sample_rate : of the blocks, Hz; None for that of the file.
+    block_s : of the file that are read at once, s; None for as much as is fast.
 
     Attributes
     ----------
@@ -67,11 +68,15 @@ class AudioReader:
         empty or holds samples that are not finite.
     """
 
-    def __init__(self, path: str | Path, *, sample_rate: int) -> None:
+    def __init__(
+        self, path: str | Path, *, sample_rate: int | None, block_s: float | None = None
+    ) -> None:
         self.path = path
         self.num_samples = 0
         self._file = _open(path)
+        self._block_s = block_s
         self.sample_rate = self._file.samplerate
+        sample_rate = self.sample_rate if sample_rate is None else sample_rate
         try:
             check_rate(self.sample_rate)
             check_ratio(self.sample_rate, sample_rate)
@@ -88,7 +93,10 @@ class AudioReader:
 
     def _read(self) -> Iterator[Tensor]:
         with self._file as file:
-            size = max(1, _BLOCK_VALUES // file.channels)
+            size = _BLOCK_VALUES // file.channels
+            if self._block_s is not None:
+                size = min(size, round(self._block_s * self.sample_rate))
+            size = max(1, size)
             while len(frames := self._frames(size)):
                 sig = torch.from_numpy(frames).mean(dim=1)
                 # Before resampling, which would spread one bad sample over its neighbours.

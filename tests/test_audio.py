@@ -18,6 +18,7 @@ from focalcodec.audio import (
     write_audio,
 )
 from focalcodec.resampling import resample_blocks
+from tests.audio_files import write_noise
 
 RATES = [8000, 11025, 22050, 24000, 44100, 48000]
 
@@ -183,3 +184,16 @@ def test_file_that_is_there_is_only_replaced_on_demand(tmp_path):
     write_audio(path, [torch.zeros(9)], sample_rate=16000, overwrite=True)
     assert soundfile.info(path).frames == 9
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.wav"]
+
+
+@pytest.mark.parametrize("sample_rate", [16_000, 44_100, None])
+def test_small_blocks_are_read_when_they_are_asked_for(tmp_path, sample_rate):
+    path = write_noise(tmp_path / "in.wav", num_samples=100_000, sample_rate=44_100, channels=2)
+    reader = AudioReader(path, sample_rate=sample_rate, block_s=0.02)
+    blocks = []
+    for block in reader:
+        blocks.append(block)
+        assert reader.num_samples <= 882 * (len(blocks) + 2)
+    whole = torch.cat(list(AudioReader(path, sample_rate=sample_rate or 44_100)))
+    torch.testing.assert_close(torch.cat(blocks), whole, rtol=0, atol=2e-6)
+    assert max(block.shape[0] for block in blocks) <= 882

@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = {
-    f"focalcodec.{name}" for name in ("masking", "streaming", "fastconv", "activations", "entropy")
+    f"focalcodec.{name}"
+    for name in "masking streaming fastconv linear_map activations entropy".split()
 }
 WAVLM = {
     f"focalcodec.wavlm{name}"
@@ -21,7 +22,7 @@ MODELS = WAVLM | {
     )
 }
 QUANTIZERS = {f"focalcodec.{name}" for name in "quantizers fsq kmeans".split()}
-ALONE = {f"focalcodec.{name}" for name in ("bitstream", "conversion", "checks", "stream")}
+ALONE = {f"focalcodec.{name}" for name in ("conversion", "checks", "stream")}
 BUILT_ON = {  # a module that is made of another one's parts
     "focalcodec.fsq": {"focalcodec.quantizers"},
     "focalcodec.kmeans": {"focalcodec.quantizers"},
@@ -29,18 +30,37 @@ BUILT_ON = {  # a module that is made of another one's parts
     "focalcodec.focalnet": {"focalcodec.focal_block"},
     "focalcodec.vocos": {"focalcodec.convnext"},
     "focalcodec.wavenext": {"focalcodec.convnext"},
+    "focalcodec.streaming": {"focalcodec.fastconv", "focalcodec.linear_map"},
     "focalcodec.checks": {"focalcodec.masking"},
     "focalcodec.stream": {"focalcodec.checks", "focalcodec.streaming"},
 } | dict.fromkeys(WAVLM, WAVLM)
 WORDS = {"focalcodec.hub.arguments", "focalcodec.hub.legacy", "focalcodec.hub.config"}
 FILES = WORDS | {f"focalcodec.hub{name}" for name in ("", ".weights", ".encoder", ".files")}
+BITSTREAM = [  # of `focalcodec.bitstream`, each only knows those before it
+    {"errors"},
+    {"fields"},
+    {"packing", "header"},
+    {"files", "packets"},
+    {"concealment", "counts", "framing"},
+    {"sequencer"},
+    {"receiver"},
+]
 COMMAND_LINE = {"focalcodec.__main__", "focalcodec.cli"} | {
     f"focalcodec.cli.{name}"
-    for name in "commands options transcoding sources inference report jobs".split()
+    for name in (
+        "commands options transcoding sources inference report jobs token_files live live.command "
+        "live.devices live.end live.endpoints live.files live.packets live.pipes live.session "
+        "live.sockets live.sound live.status live.stop"
+    ).split()
 }
 AUDIO = {"focalcodec.audio", "focalcodec.resampling"}
-TOP = {f"focalcodec{name}" for name in ("", ".codec", ".windows", ".stream")} | COMMAND_LINE
+TOP = {
+    f"focalcodec{name}"
+    for name in ("", ".codec", ".windows", ".stream", ".packing", ".live", ".meter")
+} | COMMAND_LINE
 TRAINING = {"speechbrain", "hyperpyyaml", "recipes", "train_decoder", "train_quantizer"}
+THIRD_PARTY = {"torchaudio", "soundfile", "numpy", "click", "tqdm"}
+LAZY_IN_DEVICES = {"sounddevice"}
 LAZY_IN_HUB = {"huggingface_hub", "safetensors", "transformers"}
 LAZY_IN_CODECS = LAZY_IN_HUB | set(
     "speechtokenizer semanticodec wavtokenizer bigcodec stable_codec stable_audio_tools".split()
@@ -71,6 +91,19 @@ def _imports(path: Path, *, top_level_only: bool = False) -> set[str]:
     return names
 
 
+def _not_below(module: str, names: set[str]) -> set[str]:
+    """Modules of the bitstream that one of them imports although they are not below it."""
+    package = "focalcodec.bitstream."
+    below: set[str] = set()
+    for level in BITSTREAM:
+        if module.removeprefix(package) in level:
+            own = {".".join(name.split(".")[:3]) for name in names if name.startswith(package)}
+            return own - {package + name for name in below}
+        below |= level
+    assert module == "focalcodec.bitstream", f"{module} has no level in BITSTREAM"
+    return set()
+
+
 def _within(names: set[str], packages: set[str]) -> set[str]:
     return {name for name in names if name in packages or name.split(".")[0] in packages}
 
@@ -84,6 +117,11 @@ def test_imports_keep_to_their_layer(path):
         for_annotations = {"focalcodec.codec", "focalcodec.codec.FocalCodec"}
         assert not _imports(path, top_level_only=True) & for_annotations
         names = names - for_annotations
+    if module.startswith("focalcodec.bitstream"):
+        ours = {name for name in names if name.startswith("focalcodec")}
+        assert all(name.startswith("focalcodec.bitstream") for name in ours), ours
+        assert not _within(names, THIRD_PARTY), "a format needs no more than tensors"
+        assert not _not_below(module, names), "files and packets share what lies below both"
     if module in BASE | QUANTIZERS | ALONE:
         allowed = BASE if module in QUANTIZERS else set()
         allowed = allowed | BUILT_ON.get(module, set())
@@ -104,6 +142,10 @@ def test_imports_keep_to_their_layer(path):
         )
     if module not in COMMAND_LINE:
         assert not names & COMMAND_LINE, "nothing else knows the commands"
+    if module == "focalcodec.cli.live.devices":
+        assert not _within(_imports(path, top_level_only=True), LAZY_IN_DEVICES)
+    else:
+        assert not _within(names, LAZY_IN_DEVICES)
     if module in AUDIO:
         ours = {name for name in names if name.startswith("focalcodec")}
         assert all(name.startswith("focalcodec.resampling") for name in ours), ours

@@ -18,6 +18,7 @@ from focalcodec import __version__
 from focalcodec.audio import AUDIO_FORMATS, AUDIO_SUFFIXES
 from focalcodec.bitstream import open_focal
 from focalcodec.cli.jobs import FOCAL_SUFFIX, Found, Job, find_files, plan_jobs
+from focalcodec.cli.live import stream
 from focalcodec.cli.options import (
     audio_options,
     audio_suffix,
@@ -28,9 +29,10 @@ from focalcodec.cli.options import (
     load_codec,
     load_model,
     running_options,
+    wants_progress,
     what_if_existing,
 )
-from focalcodec.cli.report import Report, printable
+from focalcodec.cli.report import Report, echo, printable
 from focalcodec.cli.transcoding import Transcoder
 from focalcodec.codec import FocalCodec
 
@@ -45,17 +47,12 @@ class _Commands(click.Group):
         try:
             status = super().main(*args, **extra)
         except click.ClickException as error:
-            _echo(printable(" ".join(error.format_message().split())))
+            echo(printable(" ".join(error.format_message().split())))
             status = error.exit_code
         except click.Abort:
-            _echo("interrupted")
+            echo("interrupted")
             status = 130
         sys.exit(status)
-
-
-def _echo(line: str) -> None:
-    # Not click.echo: a progress bar may be on the line.
-    tqdm.write(f"focalcodec: {line}", file=sys.stderr)
 
 
 @click.group(cls=_Commands, invoke_without_command=True)
@@ -65,7 +62,8 @@ def main(context: click.Context) -> None:
     """Speech to tokens and back with a trained codec.
 
     INPUT are files, folders, which are searched with their subfolders, and globs. OUTPUT is a
-    folder or, for one input file, the name of a file. Inputs are never changed.
+    folder or, for one input file, the name of a file. Inputs are never changed. The command stream
+    is about live speech, and other things are inputs and outputs there.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
@@ -163,7 +161,7 @@ def info(files: Sequence[str], **options: Any) -> None:
     if not files:
         _print_rows(_describe_codec(load_codec(options)))
         return
-    report = Report(echo=_echo)
+    report = Report(echo=echo)
     found = find_files(files, suffixes=[FOCAL_SUFFIX])
     for failure in found.failures:
         report.fail(*failure)
@@ -173,6 +171,9 @@ def info(files: Sequence[str], **options: Any) -> None:
             click.echo(printable(str(path)))
             _print_rows(rows, indent="  ")
     click.get_current_context().exit(int(report.failed > 0))
+
+
+main.add_command(stream)
 
 
 def _execute(
@@ -200,13 +201,14 @@ def _execute(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    report = Report(echo=_echo, skipped=len(plan.skipped))
+    report = Report(echo=echo, skipped=len(plan.skipped))
     for failure in (*references.failures, *plan.failures):
         report.fail(*failure)
     elapsed = 0.0
     if plan.jobs:
         model = load_model(options, device=device)
-        with _progress_bar(options) as report.bar:
+        bar = tqdm(disable=not wants_progress(options), desc="audio", unit="s", unit_scale=True)
+        with bar as report.bar:
             start = time.perf_counter()
             run(
                 Transcoder(
@@ -221,13 +223,6 @@ def _execute(
     if not options["quiet"]:
         click.echo(report.summary(elapsed))
     click.get_current_context().exit(int(report.failed > 0))
-
-
-def _progress_bar(options: dict[str, Any]) -> tqdm:
-    wanted = options["progress"]
-    if wanted is None:
-        wanted = sys.stderr.isatty() and not options["quiet"]
-    return tqdm(disable=not wanted, desc="audio", unit="s", unit_scale=True)
 
 
 # What info tells

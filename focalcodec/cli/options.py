@@ -1,6 +1,7 @@
 """Options of the command line and what is made of them: codec, device, windows, file names."""
 
 import math
+import sys
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -16,17 +17,19 @@ from focalcodec.windows import Windows, encode_blocks
 
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 _CHUNKS = Windows.chunks(1)
+_CPU = torch.device("cpu")
 
 
-def _options(*options: Callable) -> Callable:
+def join_options(*options: Callable) -> Callable:
+    """Several options as one decorator of a command, shown in this order."""
     return lambda command: reduce(lambda inner, option: option(inner), options[::-1], command)
 
 
-input_and_output = _options(
+input_and_output = join_options(
     click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
     click.argument("output", metavar="OUTPUT"),
 )
-checkpoint_options = _options(
+checkpoint_options = join_options(
     click.option(
         "--checkpoint",
         default="lucadellalib/focalcodec_50hz",
@@ -39,7 +42,7 @@ checkpoint_options = _options(
     click.option("--revision", help="Branch, tag or commit of a hub id."),
     click.option("--cache-dir", metavar="DIR", help="Where downloads are kept."),
 )
-running_options = _options(
+codec_options = join_options(
     checkpoint_options,
     click.option("--device", default="cpu", show_default=True, help="Such as cuda or cuda:1."),
     click.option(
@@ -49,6 +52,16 @@ running_options = _options(
         show_default=True,
         help="Precision of the network's arithmetic (autocast).",
     ),
+)
+telling_options = join_options(
+    click.option("--overwrite", is_flag=True, help="Replace outputs that exist."),
+    click.option("--quiet", is_flag=True, help="No progress and no summary."),
+    click.option(
+        "--progress/--no-progress", default=None, help="Progress bar.  [default: on a terminal]"
+    ),
+)
+running_options = join_options(
+    codec_options,
     click.option("--compile", "compiles", is_flag=True, help="Compile it; pays for long jobs."),
     click.option(
         "--batch-seconds",
@@ -81,13 +94,9 @@ running_options = _options(
         help=f"Cross-fade of decoded chunks, with --chunk-size.  [default: {_CHUNKS.overlap}]",
     ),
     click.option("--skip-existing", is_flag=True, help="Leave finished outputs as they are."),
-    click.option("--overwrite", is_flag=True, help="Replace outputs that exist."),
-    click.option("--quiet", is_flag=True, help="No progress and no summary."),
-    click.option(
-        "--progress/--no-progress", default=None, help="Progress bar.  [default: on a terminal]"
-    ),
+    telling_options,
 )
-audio_options = _options(
+audio_options = join_options(
     click.option(
         "--format",
         "kind",
@@ -151,30 +160,41 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def load_codec(options: dict[str, Any]) -> FocalCodec:
+def wants_progress(options: dict[str, Any]) -> bool:
+    """Whether to show how far it is while it runs."""
+    if options["progress"] is None:
+        return sys.stderr.isatty() and not options["quiet"]
+    return options["progress"]
+
+
+def precision(options: dict[str, Any]) -> torch.dtype:
+    """Precision of --dtype."""
+    return _DTYPES[options["dtype"]]
+
+
+def load_codec(options: dict[str, Any], *, device: torch.device = _CPU) -> FocalCodec:
     """Codec of --checkpoint; `click.ClickException` if it cannot be loaded."""
     try:
-        return FocalCodec.from_pretrained(
+        codec = FocalCodec.from_pretrained(
             options["checkpoint"], revision=options["revision"], cache_dir=options["cache_dir"]
         )
+        return codec.to(device)
+    except torch.OutOfMemoryError as error:
+        raise click.ClickException(f"the codec does not fit on {device}: {error}") from error
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
 
 
 def load_model(options: dict[str, Any], *, device: torch.device) -> Inference:
     """Codec of --checkpoint with the way of running that was asked for."""
-    codec = load_codec(options)
-    try:
-        codec = codec.to(device)
-    except torch.OutOfMemoryError as error:
-        raise click.ClickException(f"the codec does not fit on {device}: {error}") from error
+    codec = load_codec(options, device=device)
     if options["compiles"]:
         codec.compile_parts()
     return Inference(
         codec,
         windows=_windows(codec, options),
         streams_all=options["chunk_size"] is not None,
-        dtype=_DTYPES[options["dtype"]],
+        dtype=precision(options),
         topk=options.get("topk", 4),
     )
 

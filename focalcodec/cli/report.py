@@ -1,5 +1,6 @@
 """What a command tells its user: one line for each odd file, progress, and a summary."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,6 +90,11 @@ class Report:
                 f"bytes of tokens, {kbits[1]:.3f} kbit/s"
             )
         return "\n".join(lines)
+
+
+def echo(line: str) -> None:
+    """Write a line on stderr, above a progress bar that may be there."""
+    tqdm.write(f"focalcodec: {line}", file=sys.stderr)
 
 
 def printable(text: str) -> str:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from focalcodec.audio import AudioReader, write_audio
-from focalcodec.bitstream import Writer
 from focalcodec.cli.inference import Inference
 from focalcodec.cli.jobs import Job
 from focalcodec.cli.report import Report
 from focalcodec.cli.sources import AudioSource, FocalSource, Source, kind_by_suffix
+from focalcodec.cli.token_files import write_toks
 from focalcodec.resampling import check_rate, resample_blocks
 
 
@@ -174,25 +174,16 @@ class Transcoder:
 
     def _save_toks(self, source: AudioSource, toks: Iterable[Tensor]) -> None:
         target = source.job.target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Under its own name, so that it can be read while it grows; but what is to be replaced
-        # stays until its successor is whole.
-        growing = target.with_name(f".{target.name}.partial") if source.job.overwrite else target
-        writer = Writer(growing, source.unfinished_header, overwrite=source.job.overwrite)
-        try:
-            with writer:
-                for block in self._watched(toks, self.model.codec.token_rate):
-                    writer.write(block)
-                writer.finish(source.header.num_samples)
-            growing.replace(target)
-        except BaseException as error:
-            # Interrupted, it stays readable up to there; but under the other name nobody reads it.
-            if isinstance(error, Exception) or growing != target:
-                growing.unlink(missing_ok=True)
-            raise
+        header = write_toks(
+            target,
+            self._watched(toks, self.model.codec.token_rate),
+            header=source.unfinished_header,
+            num_samples=lambda: source.header.num_samples,
+            overwrite=source.job.overwrite,
+        )
         num_bytes = target.stat().st_size
         self.report.num_bytes += num_bytes
-        self.report.payload_bytes += num_bytes - writer.header.num_bytes
+        self.report.payload_bytes += num_bytes - header.num_bytes
         self._count(source.header.duration)
 
     def _save_sig(self, source: Source, sig: Iterable[Tensor]) -> None:

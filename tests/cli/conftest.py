@@ -3,6 +3,7 @@
 import pytest
 
 from focalcodec import FocalCodec
+from tests.live_codecs import save_live_codec
 
 
 @pytest.fixture
@@ -17,3 +18,12 @@ def folder(make_codec, tmp_path, monkeypatch):
 @pytest.fixture
 def codec(folder):
     return FocalCodec.from_pretrained(folder)
+
+
+@pytest.fixture
+def live_codec(tmp_path, monkeypatch):
+    """Tiny causal codec, which is the default of the command line."""
+    codec = save_live_codec(tmp_path / "codec")
+    monkeypatch.setenv("FOCALCODEC_CHECKPOINT", str(tmp_path / "codec"))
+    monkeypatch.chdir(tmp_path)
+    return codec
