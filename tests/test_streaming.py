@@ -101,6 +101,15 @@ def test_a_context_of_nothing_is_no_context():
     assert state.state_dict() == {} and state.num_bytes() == 0
 
 
+def test_what_was_rolled_back_counts_no_more():
+    context = LeftContext(2)
+    state = State({"": context}, batch_size=BATCH)
+    context(torch.ones(BATCH, 3, DIM), state=state)
+    state.rollback()
+    state.commit()
+    assert context.num_before(BATCH, state=state) == [0, 0]
+
+
 def test_frames_are_moved_seldom():
     """A call costs what it adds: not every call moves what is remembered."""
     context = LeftContext(100)
