@@ -20,13 +20,13 @@ import speechbrain as sb
 import torch
 from torch import Tensor, nn
 
-from focalcodec.masking import masked_mean
 from recipes.common.brain import CodecBrain, Update
 from recipes.common.code_usage import CodeUsage
 from recipes.common.experiment import run_experiment
 from recipes.common.feature_moments import FeatureMoments
 from recipes.common.fingerprint import fingerprint
 from recipes.common.kmeans import load_centroids
+from recipes.common.losses import masked_mse, rank_share
 from recipes.common.run_folder import read_description
 from recipes.common.weights import load_parameters
 
@@ -106,9 +106,8 @@ class QuantizerBrain(CodecBrain):
         tok_mask = mask[:, :: math.prod(self.codec.compressor.downscale_factors)]
         toks, codes = self.codec.quantizer(lats, mask=tok_mask)
         qfeats = self.modules.decompressor(codes, mask=tok_mask)[:, : feats.shape[1]]
-        error = (qfeats.float() - feats).square().mean(dim=-1)
         terms = {
-            "reconstruction": masked_mean(error, mask=mask),
+            "reconstruction": masked_mse(qfeats, feats, mask=mask),
             **self._quantizer_terms(lats, tok_mask),
             "padding": 1 - mask.float().mean(),
         }
@@ -178,26 +177,6 @@ class QuantizerBrain(CodecBrain):
             "feature_variance": self.feature_moments.variance(),
             "bitrate": self.codec.bitrate,
         }
-
-    def anneal(self, stage: sb.Stage, epoch: int, values: dict[str, float]) -> None:
-        """Follow the validation's reconstruction error, never the signed sum with the entropy."""
-        if stage == sb.Stage.VALID:
-            self.set_learning_rate(self.hparams.scheduler(values["reconstruction"])[1])
-            self.hparams.epoch_counter.update_metric(values["reconstruction"])
-
-
-def rank_share(count: Tensor) -> Tensor:
-    """Weight of this rank's mean over ``count`` things in a mean over those of all ranks.
-
-    DistributedDataParallel takes the plain mean of the ranks' gradients; weighted by this, it is
-    the gradient of the mean over all things.
-    """
-    count = count.float()
-    if not torch.distributed.is_initialized():
-        return torch.ones_like(count)
-    total = count.clone()
-    torch.distributed.all_reduce(total)
-    return count * torch.distributed.get_world_size() / total
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 from hyperpyyaml import load_hyperpyyaml
 
 from focalcodec import FocalCodec
-from recipes.common.experiment import load_encoder
+from recipes.common.encoders import load_encoder
 from recipes.common.fingerprint import fingerprint
 from recipes.common.run_folder import read_description
 from recipes.common.weights import load_parameters

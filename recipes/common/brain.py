@@ -1,4 +1,4 @@
-"""CodecBrain: what the Brains of both training stages share.
+"""CodecBrain: what the Brains of all training stages share.
 
 The guarded optimizer step (clipping, accumulation, precision, non-finite values),
 stage means, checkpoints chosen by one positive error, audio metrics and samples. A stage adds its
@@ -38,7 +38,7 @@ from recipes.common.random_state import RandomState
 from recipes.common.run_log import Means, RunLog
 from recipes.common.score_models import named_models
 from recipes.common.step_log import StepLog, StepTensors, finite_terms, from_main
-from recipes.common.weights import fill_from_codec
+from recipes.common.weights import fill_from
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +78,10 @@ class CodecBrain(sb.Brain):
         # checkpoint.
         self.encoder = self.hparams.encoder.to(self.device).eval().requires_grad_(False)
         self.frozen = FrozenFeatures(self.encoder)
-        if self.hparams.init_from is not None and not self.checkpointer.list_checkpoints():
-            fill_from_codec(self.start_from(), self.hparams.init_from, encoder=self.encoder)
+        init_from = getattr(self.hparams, "init_from", None)
+        if init_from is not None and not self.checkpointer.list_checkpoints():
+            known = getattr(self.hparams, "student", self.encoder)
+            fill_from(self.start_from(), init_from, encoder=known, min_key=self.selection_key)
         self.run_log = RunLog(self._log_folder(), sample_rate=self.encoder.sample_rate)
         self.step_log = StepLog(self.run_log.folder, patience=self.nonfinite_patience)
         self.interruption = Interruption()
@@ -128,8 +130,11 @@ class CodecBrain(sb.Brain):
         return {}
 
     def anneal(self, stage: sb.Stage, epoch: int, values: dict[str, float]) -> None:
-        """Move the learning rate at the end of a stage."""
-        raise NotImplementedError
+        """Move the learning rate at the end of a stage: here with the validation's error."""
+        if stage == sb.Stage.VALID:
+            error = values[self.selection_key]
+            self.set_learning_rate(self.hparams.scheduler(error)[1])
+            self.hparams.epoch_counter.update_metric(error)
 
     def _log_folder(self) -> Path:
         """Folder of the logs; with --debug the temporary one that the checkpoints are in."""
@@ -164,7 +169,7 @@ class CodecBrain(sb.Brain):
         return self.frozen.segments(batch, augment=self._augment())
 
     def _augment(self) -> Augment | None:
-        return self.hparams.augment if self.modules.training else None
+        return getattr(self.hparams, "augment", None) if self.modules.training else None
 
     # Training
 
