@@ -26,8 +26,8 @@ from recipes.common.student import layer_feats
 class Distances(NamedTuple):
     """A batch's errors by name, each a mean over real frames and channels, and mask (B, N).
 
-    ``layer_0`` is that behind the positional embedding, ``layer_1`` that behind the first layer, and
-    so on; ``distillation`` is their weighted sum.
+    ``layer_0`` is that behind the positional embedding, ``layer_1`` that behind the first layer,
+    and so on; ``distillation`` is their weighted sum.
     """
 
     terms: dict[str, Tensor]

@@ -29,6 +29,7 @@ from speechbrain.utils.optimizers import rm_vector_weight_decay
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from focalcodec.resampling import resample
 from recipes.common import cost
 from recipes.common.audio_scores import AudioScores
 from recipes.common.dataio import read_bad_files
@@ -63,10 +64,12 @@ class CodecBrain(sb.Brain):
     selection_key : name of the validation term, positive and lower is better, that chooses the best
         checkpoint.
     trains_on_sig : whether training needs the signal beside its features.
+    target_rate : rate in Hz of the signal that a decoder learns; None where none is learnt.
     """
 
     selection_key: str
     trains_on_sig = False
+    target_rate: int | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -505,11 +508,17 @@ class CodecBrain(sb.Brain):
         for optimizer in self.optimizers_dict.values():
             update_learning_rate(optimizer, value)
 
-    def score_audio(self, batch: Any, stage: sb.Stage, decoded: dict[str, Tensor]) -> None:
-        """Score and write decoded signals, see `recipes.common.audio_scores.AudioScores.append`."""
+    def score_audio(
+        self, batch: Any, stage: sb.Stage, decoded: dict[str, Tensor], *, sample_rate: int
+    ) -> None:
+        """Score and write decoded signals, see `recipes.common.audio_scores.AudioScores.append`.
+
+        Signals of another ``sample_rate`` (Hz) than the encoder's are resampled before.
+        """
+        rates = {"sample_rate": sample_rate, "new_sample_rate": self.encoder.sample_rate}
         self.audio_scores.append(
             batch,
-            decoded,
+            {prefix: resample(sig.cpu().float(), **rates) for prefix, sig in decoded.items()},
             subset=stage.name.lower(),
             step=self.optimizer_step,
             with_ref=stage == sb.Stage.TEST,

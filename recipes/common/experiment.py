@@ -293,7 +293,10 @@ def make_loader(
     ValueError : if sizes in the YAML do not fit each other or the data.
     """
     training = stage == sb.Stage.TRAIN
-    options: dict[str, Any] = {"cache": cache if stage != sb.Stage.TEST else None}
+    options: dict[str, Any] = {
+        "cache": cache if stage != sb.Stage.TEST else None,
+        "target_rate": brain.target_rate,
+    }
     batch_size = hparams["batch_size"]
     if training:
         options["with_sig"] = cache is None or brain.trains_on_sig

@@ -39,6 +39,7 @@ class LogMelLoss(nn.Module):
         f_max: float,
     ) -> None:
         super().__init__()
+        self.sample_rate = sample_rate
         self.mel = torchaudio.transforms.MelSpectrogram(
             sample_rate=sample_rate,
             hop_length=hop_length,

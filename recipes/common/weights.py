@@ -116,7 +116,9 @@ def fill_from_run(
     for name, module in modules.items():
         if module.state_dict():
             file = find_parameters(run, name=name, min_key=min_key)
-            state = _without_effect(module) | torch.load(file, map_location="cpu", weights_only=True)
+            state = _without_effect(module) | torch.load(
+                file, map_location="cpu", weights_only=True
+            )
             where = f"the YAML's {name} ({type(module).__name__}) must be that of init_from {file}"
             load_strict(module, state, where=where)
 
