@@ -49,7 +49,10 @@ def export(decoder_run: Path, quantizer_run: Path, output: Path) -> FocalCodec:
         (quantizer_run, quantizer_stage, "quantizer"),
     ):
         if key not in stage:
-            raise ValueError(f"{run} is a run of the other stage; swap --decoder and --quantizer")
+            raise ValueError(
+                f"{run} is a run of another stage; --decoder takes one of train_decoder.py, "
+                "--quantizer one of train_quantizer.py"
+            )
     decoder = decoder_stage["modules"]["decoder"]
     load_parameters(decoder, decoder_run, name="decoder", min_key="mel")
     for name in ("compressor", "quantizer", "decompressor"):
@@ -69,7 +72,7 @@ def export(decoder_run: Path, quantizer_run: Path, output: Path) -> FocalCodec:
 
 
 def _encoder(run: Path, stage: dict[str, Any], *, known: str) -> nn.Module:
-    """Encoder of a run of the quantizer stage: its student, or the frozen one that it began with.
+    """Give a quantizer run's encoder: the student that it trained, or the frozen one it had.
 
     ``known`` is the fingerprint of the latter.
     """
