@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from focalcodec import FocalCodec
 from focalcodec.logmel import LogMel
 from focalcodec.wavlm import WavLM
+from recipes.codecs.focalcodec import FocalCodec as Adapter
 from recipes.common.dataio import collate, load_sig
 from recipes.common.encoders import load_encoder
 from recipes.common.student import Student, layer_feats
 from recipes.common.weights import find_parameters
+from recipes.evaluation.tasks import Streaming
 from recipes.export import export
 from tests.stages import STREAMING, build, fit_one, start, steps_of, train
 
@@ -326,6 +328,23 @@ def test_exported_codec_streams_what_it_gives_offline(stage, runs, corpus, tmp_p
     assert torch.equal(live, toks)
     live_sig = torch.cat([*map(stream.decode, toks.split(3, dim=1)), stream.flush().sig], dim=1)
     torch.testing.assert_close(live_sig, offline, rtol=0, atol=1e-5)  # float32
+
+
+def test_evaluation_of_a_causal_codec_uses_its_live_stream(runs, corpus, tmp_path):
+    export(runs / "wavenext", runs / "joint", tmp_path / "codec")
+    codec = Adapter(checkpoint=tmp_path / "codec")
+    task = Streaming(chunk_size=777)
+    assert task.facts(codec) == {
+        "bitrate": 800.0,
+        "bitrate_with_context": 800.0,
+        "latency_ms": 80.0,
+    }
+    sig = load_sig(next(corpus.glob("test-clean/*/*/*.wav")), sample_rate=16000)[None]
+    live, whole = task.run(codec, sig, None), codec.resynthesize(sig)
+    assert torch.equal(live.toks, whole.toks[0])
+    torch.testing.assert_close(live.sigs["hyp"], whole.sig[0], rtol=0, atol=1e-5)  # float32
+    with pytest.raises(ValueError, match="chunk_size must be at least 1 sample, got 0"):
+        Streaming(chunk_size=0).check(codec, {}, [])
 
 
 def test_export_of_stages_that_do_not_know_each_other_is_refused(runs, corpus, tmp_path):
