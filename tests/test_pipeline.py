@@ -81,14 +81,14 @@ def test_what_is_missing_is_said_in_one_line(options, message, checkout):
     assert printed.splitlines()[-1].startswith(message) and "Traceback" not in printed
 
 
-def small_options(checkout: Path, corpus: Path) -> tuple[str, ...]:
+def small_options(checkout: Path, corpus: Path, **more_steps: int) -> tuple[str, ...]:
     """Write what makes the demo's configuration smaller still; options of a run in ``run``."""
+    numbers = STEPS | more_steps
     small = {
         "options": {"batch_size": 2, "log_interval_steps": 1, "ckpt_interval_steps": 1},
         "stages": {
-            stage: {"options": {"optimizer_step_limit": steps}} for stage, steps in STEPS.items()
+            stage: {"options": {"optimizer_step_limit": steps}} for stage, steps in numbers.items()
         },
-        "evaluation": {"tasks": {"resynthesis": {"metrics": ["mel_distance"]}}},
     }
     (checkout / "small.yaml").write_text(json.dumps(small))
     files = ("recipes/pipeline/demo.yaml", "small.yaml")
@@ -127,12 +127,13 @@ def test_killed_pipeline_goes_on_and_begins_anew_what_has_changed(checkout, corp
     dry = ("--dry-run", *options)
     assert "Nothing to be done" in workflows.finish(checkout, SNAKEFILE, *dry)
 
-    # The encoder is trained again, as after a deleted run: what follows has to follow.
+    # The encoder is trained for longer: it goes on, and what was begun with it begins anew.
     before = (output / "joint/run.json").read_text()
-    os.rename(output / "encoder", checkout / "old")
+    small_options(checkout, corpus, encoder=12)
     due = workflows.commands(workflows.finish(checkout, SNAKEFILE, *dry))
     assert {Path(folder).name for folder in due} == {"encoder", "quantizer", "joint"}
     workflows.finish(checkout, SNAKEFILE, *options)
+    assert step_numbers(output / "encoder") == list(range(1, 13))
     (aside,) = output.glob("joint.*")
     assert (aside / "run.json").read_text() == before
     assert len(json.loads((output / "joint/run.json").read_text())["starts"]) == 1
