@@ -1,10 +1,14 @@
 """Stage "decoder": train Vocos adversarially to turn frozen features into speech (paper, D.1).
 
     python train_decoder.py hparams/vocos.yaml --data_folder /path/to/LibriTTS
+    python train_decoder.py hparams/wavenext.yaml --data_folder /path/to/LibriTTS
 
 Whole utterances go through the frozen encoder, or their features come from the feature cache;
 segments are cut from features and signal at the same places. Discriminators and decoder are stepped
 in turn on the same decoded segments. The discriminators are thrown away after training.
+
+A decoder may work at another rate than the encoder (WaveNeXt: 24 kHz); it then learns the file at
+its own rate, while the encoder hears the same file at 16 kHz.
 """
 
 import sys
@@ -33,7 +37,14 @@ class DecoderBrain(CodecBrain):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.target_rate = output_rate(self.modules.decoder, encoder=self.encoder)
         self.hparams.mel_loss.to(self.device)
+        if self.hparams.mel_loss.sample_rate != self.target_rate:
+            raise ValueError(
+                f"mel_loss.sample_rate is {self.hparams.mel_loss.sample_rate} Hz, but the decoder "
+                f"gives {self.target_rate} Hz; start from hparams/vocos.yaml for a decoder of "
+                "16 kHz, from hparams/wavenext.yaml for one of 24 kHz"
+            )
         self.average = None
         if self.hparams.ema_decay:
             self.average = MovingAverage(self.modules.decoder, decay=self.hparams.ema_decay)
@@ -112,36 +123,60 @@ class DecoderBrain(CodecBrain):
 
         Returns
         -------
-        feats (S, segment_frames, H), sig (S, segment_frames * hop_length) and the share of padding
-        among the frames that were encoded for them.
+        feats (S, segment_frames, H), sig (S, segment_frames * decoder.hop_length) and the share of
+        padding among the frames that were encoded for them.
         """
         if hasattr(batch, "segments"):
             feats, sig = batch.feats.data.float(), batch.segments.data
             return feats.flatten(0, 1), sig.flatten(0, 1), sig.new_zeros(())
         feats, mask = self.features(batch)
-        sig = self.frozen.whole_frames(batch, feats.shape[1]).unflatten(1, (feats.shape[1], -1))
+        sig = self.target_sig(batch, feats.shape[1]).unflatten(1, (feats.shape[1], -1))
         frames = batch.frames.data  # (B, K, segment_frames)
         cut_feats, cut_sig = cut(feats, frames=frames), cut(sig, frames=frames)
         return cut_feats, cut_sig.flatten(1), 1 - mask.float().mean()
 
+    def target_sig(self, batch: Any, num_frames: int) -> Tensor:
+        """Give what the decoder shall make of whole utterances (B, num_frames * its hop_length)."""
+        sig = batch.target.data if hasattr(batch, "target") else batch.sig.data
+        size = num_frames * unwrapped(self.modules.decoder).hop_length
+        return nn.functional.pad(sig, (0, max(0, size - sig.shape[1])))[:, :size]
+
     def evaluate_terms(self, batch: Any, stage: sb.Stage) -> tuple[dict[str, float], float]:
         """Log-mel distance of whole utterances, mean over utterances."""
         feats, mask = self.features(batch)
-        ref_sig = self.frozen.whole_frames(batch, feats.shape[1])
+        ref_sig = self.target_sig(batch, feats.shape[1])
         decoder = self.modules.decoder if self.average is None else self.average.module
         rec_sig = decoder(feats, mask=mask).float()
-        sizes = (mask.sum(1) * self.encoder.hop_length).tolist()
+        sizes = (mask.sum(1) * unwrapped(self.modules.decoder).hop_length).tolist()
         distances = [
             float(self.hparams.mel_loss(rec_sig[row, :size], ref_sig[row, :size]))
             for row, size in enumerate(sizes)
         ]
-        self.score_audio(batch, stage, {"rec": rec_sig})
+        self.score_audio(batch, stage, {"rec": rec_sig}, sample_rate=self.target_rate)
         return {"mel": sum(distances) / len(distances)}, len(distances)
 
     def anneal(self, stage: sb.Stage, epoch: int, values: dict[str, float]) -> None:
         """Exponential decay after every epoch of training."""
         if stage == sb.Stage.TRAIN:
             self.set_learning_rate(self.hparams.scheduler(epoch)[0])
+
+
+def output_rate(decoder: nn.Module, *, encoder: nn.Module) -> int:
+    """Rate of a decoder's signal in Hz.
+
+    Raises
+    ------
+    ValueError : if its frames do not last as long as the encoder's.
+    """
+    rate = getattr(decoder, "sample_rate", encoder.sample_rate)
+    needed = encoder.hop_length * rate / encoder.sample_rate
+    if decoder.hop_length != needed:
+        raise ValueError(
+            f"encoder.hop_length is {encoder.hop_length} samples at {encoder.sample_rate} Hz but "
+            f"decoder.hop_length is {decoder.hop_length} at {rate} Hz; a frame must last equally "
+            f"long in both: set decoder.hop_length to {needed:g}"
+        )
+    return rate
 
 
 @contextmanager

@@ -7,6 +7,9 @@ the terms that the quantizer has (BSQ: entropy). With a decoder checkpoint every
 audio, from tokens (``hyp``) and from unquantized features (``rec``, the upper bound); without one
 it reports features and code usage only. With hparams/wavlm6_km.yaml it trains the dequantizer of
 the baseline WavLM6-KM on the centroids of ``recipes/train_kmeans.py``.
+
+Where the YAML has a ``student`` (hparams/joint.yaml), the features that are compressed are those of
+this encoder, which is trained, too; the frozen encoder's are the target.
 """
 
 import logging
@@ -17,16 +20,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import speechbrain as sb
-import torch
 from torch import Tensor, nn
 
-from focalcodec.masking import masked_mean
 from recipes.common.brain import CodecBrain, Update
 from recipes.common.code_usage import CodeUsage
+from recipes.common.encoders import feature_space, features_of
 from recipes.common.experiment import run_experiment
 from recipes.common.feature_moments import FeatureMoments
-from recipes.common.fingerprint import fingerprint
 from recipes.common.kmeans import load_centroids
+from recipes.common.losses import masked_mse, rank_share
 from recipes.common.run_folder import read_description
 from recipes.common.weights import load_parameters
 
@@ -36,10 +38,10 @@ logger = logging.getLogger(__name__)
 class Quantization(NamedTuple):
     """A batch after the bottleneck.
 
-    feats (B, N, H) and mask (B, N) as the encoder gave them, toks (B, L) and tok_mask (B, L),
-    qfeats (B, N, H), and scalar terms: ``reconstruction`` is the squared error's mean over real
-    frames and channels; ``entropy`` and its two parts, in nats, and ``commitment`` are there if the
-    quantizer has them.
+    feats (B, N, H) and mask (B, N) as the frozen encoder gave them, toks (B, L) and tok_mask
+    (B, L), qfeats (B, N, H), and scalar terms: ``reconstruction`` is the squared error's mean over
+    real frames and channels; ``entropy`` and its two parts, in nats, and ``commitment`` are there
+    if the quantizer has them.
     """
 
     feats: Tensor
@@ -57,6 +59,7 @@ class QuantizerBrain(CodecBrain):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.trains_on_sig = "student" in self.modules
         self.codec = self.hparams.codec.to(self.device)
         self.codec.decoder.eval().requires_grad_(False)
         for module in (self.codec.compressor, self.codec.decompressor):
@@ -84,35 +87,46 @@ class QuantizerBrain(CodecBrain):
     def _check_features_of(self, decoder_run: Path) -> None:
         """Refuse a decoder that was trained on other features, where its run folder tells."""
         description = read_description(decoder_run)
-        if description is not None and description["encoder"] != fingerprint(self.encoder):
+        if description is None:
+            return
+        theirs = features_of(description)
+        ours = feature_space(self.encoder, self.hparams.encoder_checkpoint)
+        if theirs != ours:
             raise ValueError(
-                f"{decoder_run} was trained on features of encoder {description['encoder']}, this "
-                f"run has {fingerprint(self.encoder)}; give both stages the same encoder and "
-                "encoder_checkpoint"
+                f"{decoder_run} was trained on features of encoder {theirs}, this run has those of "
+                f"{ours}; give both stages the same encoder and encoder_checkpoint"
             )
 
     def start_from(self) -> dict[str, nn.Module]:
         """Fine-tune compressor and decompressor, around the codec's quantizer."""
-        return {**self.modules, "quantizer": self.hparams.codec.quantizer}
+        codec = self.hparams.codec
+        names = ("compressor", "quantizer", "decompressor")
+        return {name: getattr(codec, name) for name in names}
 
     def optimized(self) -> dict[str, nn.Module]:
-        """One optimizer for compressor and decompressor together."""
+        """One optimizer for all that is trained."""
         return {"quantizer": self.modules}
 
     def quantize(self, batch: Any) -> Quantization:
         """Send a batch through compressor, quantizer and decompressor."""
         feats, mask = self.segment_features(batch)
-        lats = self.modules.compressor(feats, mask=mask)
+        lats = self.modules.compressor(self.heard_features(batch, feats), mask=mask)
         tok_mask = mask[:, :: math.prod(self.codec.compressor.downscale_factors)]
         toks, codes = self.codec.quantizer(lats, mask=tok_mask)
         qfeats = self.modules.decompressor(codes, mask=tok_mask)[:, : feats.shape[1]]
-        error = (qfeats.float() - feats).square().mean(dim=-1)
         terms = {
-            "reconstruction": masked_mean(error, mask=mask),
+            "reconstruction": masked_mse(qfeats, feats, mask=mask),
             **self._quantizer_terms(lats, tok_mask),
             "padding": 1 - mask.float().mean(),
         }
         return Quantization(feats, mask, toks, tok_mask, qfeats, terms)
+
+    def heard_features(self, batch: Any, feats: Tensor) -> Tensor:
+        """Features (B, N, H) that are compressed: the frozen ones, or those of the student."""
+        if "student" not in self.modules:
+            return feats
+        sig, lens = batch.sig
+        return self.modules.student(sig, lens=lens).layers[-1]
 
     def _quantizer_terms(self, lats: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Terms that the quantizer asks for; not every one has an entropy or a commitment."""
@@ -167,7 +181,7 @@ class QuantizerBrain(CodecBrain):
                 "hyp": self.codec.decoder(quantized.qfeats, mask=mask),
                 "rec": self.codec.decoder(feats, mask=mask),
             }
-            self.score_audio(batch, stage, decoded)
+            self.score_audio(batch, stage, decoded, sample_rate=self.codec.sample_rate_output)
         terms = {name: float(value) for name, value in quantized.terms.items()}
         return terms, float(quantized.mask.sum())
 
@@ -178,26 +192,6 @@ class QuantizerBrain(CodecBrain):
             "feature_variance": self.feature_moments.variance(),
             "bitrate": self.codec.bitrate,
         }
-
-    def anneal(self, stage: sb.Stage, epoch: int, values: dict[str, float]) -> None:
-        """Follow the validation's reconstruction error, never the signed sum with the entropy."""
-        if stage == sb.Stage.VALID:
-            self.set_learning_rate(self.hparams.scheduler(values["reconstruction"])[1])
-            self.hparams.epoch_counter.update_metric(values["reconstruction"])
-
-
-def rank_share(count: Tensor) -> Tensor:
-    """Weight of this rank's mean over ``count`` things in a mean over those of all ranks.
-
-    DistributedDataParallel takes the plain mean of the ranks' gradients; weighted by this, it is
-    the gradient of the mean over all things.
-    """
-    count = count.float()
-    if not torch.distributed.is_initialized():
-        return torch.ones_like(count)
-    total = count.clone()
-    torch.distributed.all_reduce(total)
-    return count * torch.distributed.get_world_size() / total
 
 
 if __name__ == "__main__":

@@ -25,6 +25,26 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {
     "decoder": ("train_decoder.py", "vocos.yaml"),
     "quantizer": ("train_quantizer.py", "bsq.yaml"),
+    "encoder": ("train_encoder.py", "causal_encoder.yaml"),
+    "joint": ("train_quantizer.py", "joint.yaml"),
+}
+_STUDENT = {
+    "encoder": "!include:demo/wavlm.yaml",
+    "encoder_checkpoint": "random",
+    "student": "!include:demo/wavlm_causal.yaml",
+    "student_checkpoint": "null",
+    "lr": 0.002,
+}
+_SMALL = {
+    "decoder": {"discriminator": "!include:demo/discriminator.yaml", "lr": 0.002},
+    "quantizer": {"hidden_dims": "[24, 16, 16]", "lr": 0.005},
+    "encoder": {"layer_weights": "[0, 0.5, 0.8, 1.0]", **_STUDENT},
+    "joint": {
+        "hidden_dims": "[24, 16, 16]",
+        "mixer": "!include:demo/focal_causal.yaml",
+        "init_from": "null",
+        **_STUDENT,
+    },
 }
 SIGNALS = {name: getattr(signal, f"SIG{name}") for name in ("KILL", "TERM", "USR1")}
 
@@ -150,20 +170,20 @@ def command(setting: Setting, trial: Path) -> list[str]:
         "output_folder": trial / "run",
         "dataset": "!include:dataset/synthetic.yaml",
         "encoder": "!include:encoder/logmel.yaml",
-        "decoder": f"!include:{setting.inputs / 'decoder.yaml'}",
         "num_workers": setting.workers,
         "batch_size": 2 // setting.ranks,
         "grad_accumulation_factor": setting.accumulation,
         "number_of_epochs": setting.epochs,
         "ckpt_interval_steps": 2,
         "log_interval_steps": 1,
-        "num_audio_samples": 2,
-        "metrics": "[mel_distance]",
     }
-    if setting.stage == "decoder":
-        values |= {"discriminator": "!include:demo/discriminator.yaml", "lr": 0.002}
-    else:
-        values |= {"hidden_dims": "[24, 16, 16]", "lr": 0.005}
+    if setting.stage != "encoder":  # which decodes nothing
+        values |= {
+            "decoder": f"!include:{setting.inputs / 'decoder.yaml'}",
+            "num_audio_samples": 2,
+            "metrics": "[mel_distance]",
+        }
+    values |= _SMALL.get(setting.stage, {})
     if setting.stage == "quantizer" and setting.listens:
         values["decoder_checkpoint"] = setting.inputs / "listening" / "run"
     if setting.feature_cache:

@@ -565,6 +565,20 @@ def encode(
     -------
     feats (B, N, H), 0 past each row's end, and mask (B, N); None for the mask without ``lens``.
     """
+    sig, lens, mask = complete(encoder, sig, lens=lens, exact_tail=exact_tail)
+    return encoder(sig, lens=lens), mask
+
+
+def complete(
+    encoder: nn.Module, sig: Tensor, *, lens: Tensor | None = None, exact_tail: bool = True
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Make a signal what `encode` sends through the encoder; parameters are those of `encode`.
+
+    Returns
+    -------
+    Signal (B, T') with its silence, lens (B,) of it, and mask (B, N) of the frames; None for both
+    without ``lens``.
+    """
     size = sig.shape[1]
     lengths = None
     if lens is not None:
@@ -574,11 +588,11 @@ def encode(
         size = _padded_size(encoder, size)
         sig = F.pad(sig, (0, size - sig.shape[1]))
     if lengths is None:
-        return encoder(sig), None
+        return sig, None, None
     if exact_tail:
         lengths = _padded_size(encoder, lengths)
-    feats = encoder(sig, lens=lengths.double() / size)
-    return feats, lengths_to_mask(encoder.num_frames(lengths), feats.shape[1])
+    mask = lengths_to_mask(encoder.num_frames(lengths), encoder.num_frames(size))
+    return sig, lengths.double() / size, mask
 
 
 def _padded_size(encoder: nn.Module, num_samples: int | Tensor) -> int | Tensor:

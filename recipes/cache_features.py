@@ -28,12 +28,8 @@ from speechbrain.utils.distributed import run_on_main
 
 from recipes.common.command_line import parse_command_line
 from recipes.common.dataio import make_dataset
-from recipes.common.experiment import (
-    config_hash,
-    load_encoder,
-    prepare_data,
-    refuse_augmented,
-)
+from recipes.common.encoders import load_encoder
+from recipes.common.experiment import config_hash, prepare_data, refuse_augmented
 from recipes.common.feature_cache import FeatureCache
 from recipes.common.feature_cache.build import build_cache
 from recipes.common.feature_cache.format import CacheError, describe_encoder

@@ -203,12 +203,18 @@ def first_and_last(run_folder: Path, terms: list[str]) -> dict[str, dict[str, fl
     return {term: {"first": steps[0][term], "last": steps[-1][term]} for term in terms}
 
 
-def table(metrics: dict[str, Any]) -> str:
-    """Lines to print at the end."""
+def loss_lines(losses: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Table of the first and last value of each stage's terms."""
     lines = [f"{'loss term':34}{'first':>12}{'last':>12}"]
-    for stage, terms in metrics["losses"].items():
+    for stage, terms in losses.items():
         for term, value in terms.items():
             lines.append(f"{stage + ' ' + term:34}{value['first']:12.4f}{value['last']:12.4f}")
+    return lines
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """Lines to print at the end."""
+    lines = loss_lines(metrics["losses"])
     factor = metrics["real_time_factor"]
     distances = ", ".join(f"{name} {value:.3f}" for name, value in metrics["mel_distance"].items())
     lines += [

@@ -5,7 +5,8 @@ r"""Put the two stages of a training together into one codec folder.
 
 Reads the best checkpoint and the resolved ``hyperparams.yaml`` of both runs, which are the user's
 own files, and writes ``config.json`` and ``model.safetensors``, which
-``FocalCodec.from_pretrained`` loads without SpeechBrain.
+``FocalCodec.from_pretrained`` loads without SpeechBrain. The encoder is the one that the quantizer
+stage compresses the features of, as that stage has left it where it trains it (stage "joint").
 """
 
 import argparse
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from hyperpyyaml import load_hyperpyyaml
+from torch import nn
 
 from focalcodec import FocalCodec
-from recipes.common.experiment import load_encoder
+from recipes.common.encoders import features_of, load_encoder
 from recipes.common.fingerprint import fingerprint
 from recipes.common.run_folder import read_description
 from recipes.common.weights import load_parameters
@@ -34,27 +36,23 @@ def export(decoder_run: Path, quantizer_run: Path, output: Path) -> FocalCodec:
     ValueError : if the stages were trained on different features, or the parts do not fit together.
     """
     descriptions = {run: _description(run) for run in (decoder_run, quantizer_run)}
-    encoders = {run: content["encoder"] for run, content in descriptions.items()}
-    if encoders[decoder_run] != encoders[quantizer_run]:
+    features = {run: features_of(content) for run, content in descriptions.items()}
+    if features[decoder_run] != features[quantizer_run]:
         raise ValueError(
-            f"{decoder_run} was trained on features of encoder {encoders[decoder_run]}, "
-            f"{quantizer_run} on those of {encoders[quantizer_run]}; train both stages with the "
-            "same encoder and encoder_checkpoint"
+            f"{decoder_run} was trained on features of encoder {features[decoder_run]}, "
+            f"{quantizer_run} on those of {features[quantizer_run]}; train both stages with the "
+            "same encoder and encoder_checkpoint, or with a student of it"
         )
     decoder_stage, quantizer_stage = _hparams(decoder_run), _hparams(quantizer_run)
-    encoder = quantizer_stage["encoder"]
-    load_encoder(encoder, quantizer_stage["encoder_checkpoint"])
-    if fingerprint(encoder) != encoders[quantizer_run]:
-        raise ValueError(
-            f"the weights at encoder_checkpoint ({quantizer_stage['encoder_checkpoint']}) are not "
-            f"those that {quantizer_run} was trained with; put the old ones back"
-        )
     for run, stage, key in (
         (decoder_run, decoder_stage, "discriminator"),
         (quantizer_run, quantizer_stage, "quantizer"),
     ):
         if key not in stage:
-            raise ValueError(f"{run} is a run of the other stage; swap --decoder and --quantizer")
+            raise ValueError(
+                f"{run} is a run of another stage; --decoder takes one of train_decoder.py, "
+                "--quantizer one of train_quantizer.py"
+            )
     decoder = decoder_stage["modules"]["decoder"]
     load_parameters(decoder, decoder_run, name="decoder", min_key="mel")
     for name in ("compressor", "quantizer", "decompressor"):
@@ -63,7 +61,7 @@ def export(decoder_run: Path, quantizer_run: Path, output: Path) -> FocalCodec:
                 quantizer_stage[name], quantizer_run, name=name, min_key="reconstruction"
             )
     codec = FocalCodec(
-        encoder,
+        _encoder(quantizer_run, quantizer_stage, known=descriptions[quantizer_run]["encoder"]),
         quantizer_stage["compressor"],
         quantizer_stage["quantizer"],
         quantizer_stage["decompressor"],
@@ -71,6 +69,24 @@ def export(decoder_run: Path, quantizer_run: Path, output: Path) -> FocalCodec:
     ).eval()
     codec.save_pretrained(output)
     return codec
+
+
+def _encoder(run: Path, stage: dict[str, Any], *, known: str) -> nn.Module:
+    """Give a quantizer run's encoder: the student that it trained, or the frozen one it had.
+
+    ``known`` is the fingerprint of the latter.
+    """
+    if "student" in stage:
+        load_parameters(stage["student"], run, name="student", min_key="reconstruction")
+        return stage["student"]
+    encoder = stage["encoder"]
+    load_encoder(encoder, stage["encoder_checkpoint"])
+    if fingerprint(encoder) != known:
+        raise ValueError(
+            f"the weights at encoder_checkpoint ({stage['encoder_checkpoint']}) are not those that "
+            f"{run} was trained with; put the old ones back"
+        )
+    return encoder
 
 
 def _description(run: Path) -> dict[str, Any]:

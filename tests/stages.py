@@ -11,6 +11,7 @@ import speechbrain as sb
 from recipes.common.experiment import Experiment, build_experiment, run_experiment
 from recipes.train_kmeans import KMeansBrain
 from train_decoder import DecoderBrain
+from train_encoder import EncoderBrain
 from train_quantizer import QuantizerBrain
 
 HPARAMS = Path(__file__).resolve().parents[1] / "hparams"
@@ -19,7 +20,18 @@ BASELINE = {  # of WavLM6-KM, beside its decoder
     "kmeans": (KMeansBrain, "kmeans.yaml"),
     "dequantizer": (QuantizerBrain, "wavlm6_km.yaml"),
 }
-_ALL = STAGES | BASELINE
+STREAMING = {  # of FocalCodec-Stream, in their order
+    "wavenext": (DecoderBrain, "wavenext.yaml"),
+    "embedding": (EncoderBrain, "causal_embedding.yaml"),
+    "encoder": (EncoderBrain, "causal_encoder.yaml"),
+    "causal_quantizer": (QuantizerBrain, "bsq_causal.yaml"),
+    "joint": (QuantizerBrain, "joint.yaml"),
+}
+_ALL = STAGES | BASELINE | STREAMING
+_TEACHER = {"encoder": "!include:demo/wavlm.yaml", "encoder_checkpoint": "random"}
+_STUDENT = _TEACHER | {"student": "!include:demo/wavlm_causal.yaml", "student_checkpoint": "null"}
+_DECODER = {"decoder": "!include:demo/wavenext.yaml"}
+_CAUSAL = _DECODER | {"mixer": "!include:demo/focal_causal.yaml", "hidden_dims": "[24, 16, 16]"}
 _SMALL = {
     "decoder": {"discriminator": "!include:demo/discriminator.yaml", "lr": 0.001},
     "quantizer": {"hidden_dims": "[24, 16, 16]", "lr": 0.005},
@@ -31,7 +43,24 @@ _SMALL = {
         "ffn_dim": 32,
         "lr": 0.005,
     },
+    "wavenext": {
+        **_TEACHER,
+        **_DECODER,
+        "discriminator": "!include:demo/discriminator.yaml",
+        "segment_frames": 20,
+        "lr": 0.001,
+    },
+    "embedding": {**_STUDENT, "layer_weights": "[1, 0, 0, 0]", "lr": 0.002},
+    "encoder": {**_STUDENT, "layer_weights": "[0, 0.5, 0.8, 1.0]", "lr": 0.002},
+    "causal_quantizer": {
+        **_CAUSAL,
+        "encoder": "!include:demo/wavlm_causal.yaml",
+        "encoder_checkpoint": "random",
+        "lr": 0.002,
+    },
+    "joint": {**_STUDENT, **_CAUSAL, "init_from": "null", "lr": 0.002},
 }
+_DECODES_NOTHING = ("kmeans", "embedding", "encoder")
 
 
 def write_corpus(folder: Path) -> None:
@@ -60,10 +89,10 @@ def options(stage: str, corpus: Path, output: Path, **overrides) -> list[str]:
         "number_of_epochs": 1,
         "log_interval_steps": 1,
         "cost_steps": 0,
-        **_SMALL[stage],
     }
-    if stage != "kmeans":  # which decodes nothing
+    if stage not in _DECODES_NOTHING:
         values |= {"decoder": "!include:demo/decoder.yaml", "metrics": "[mel_distance]"}
+    values |= _SMALL[stage]
     words = [f"--{key}={value}" for key, value in (values | overrides).items()]
     return [str(HPARAMS / _ALL[stage][1]), "--noprogressbar", "--device=cpu", *words]
 

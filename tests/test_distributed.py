@@ -14,7 +14,7 @@ from recipes.common.experiment import build_experiment
 from recipes.common.fingerprint import fingerprint
 from recipes.common.metrics import AudioMetrics
 from tests.saved_runs import free_port
-from tests.stages import STAGES, fit_one, options, start, steps_of
+from tests.stages import STAGES, STREAMING, fit_one, options, start, steps_of
 
 ENCODER = """# WavLM at toy size.
 !new:focalcodec.wavlm.WavLM
@@ -28,6 +28,7 @@ conv_pos_groups: 2
 """
 
 
+_ALL = STAGES | STREAMING
 LFQ = "!include:quantizer/lfq_10bit.yaml"
 
 
@@ -50,10 +51,12 @@ def _train(rank: int, port: int, stage: str, corpus: Path, folder: Path) -> None
     _become(rank, port)
     torch.manual_seed(rank)  # an encoder that only one rank loads would differ
     encoder = {"encoder": f"!include:{folder / 'wavlm.yaml'}", "encoder_checkpoint": "random"}
+    if stage in STREAMING:
+        encoder = {}  # which is WavLM anyway
     average = {"ema_decay": 0.9} if stage == "decoder" else {}
     arguments = options(stage, corpus, folder / "run", number_of_epochs=2, **encoder, **average)
     arguments.append("--distributed_backend=gloo")
-    brain, train, valid, test = build_experiment(STAGES[stage][0], arguments)
+    brain, train, valid, test = build_experiment(_ALL[stage][0], arguments)
     brain.fit(brain.hparams.epoch_counter, train, valid)
     weights = [fingerprint_of(brain.raw_modules)]
     if average:
@@ -71,7 +74,7 @@ def fingerprint_of(modules: torch.nn.Module) -> float:
     return sum(float(value.detach().double().abs().sum()) for value in modules.parameters())
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, "encoder", "joint"])
 def test_two_processes_finish_with_one_encoder_and_one_set_of_weights(stage, corpus, tmp_path):
     (tmp_path / "wavlm.yaml").write_text(ENCODER)
     _on_two_ranks(_train, stage, corpus, tmp_path)
@@ -96,7 +99,7 @@ def _step_once(
     arguments = options(stage, corpus, folder / f"{ranks}", batch_size=4 // ranks, **overrides)
     if ranks > 1:
         arguments.append("--distributed_backend=gloo")
-    brain, loader, _, _ = build_experiment(STAGES[stage][0], arguments)
+    brain, loader, _, _ = build_experiment(_ALL[stage][0], arguments)
     brain.opt_class = partial(torch.optim.SGD, lr=1.0)
     start(brain)
     brain.modules.eval()  # spectral norm's power iteration goes on with every pass
@@ -127,8 +130,10 @@ def _step_of_half(
             {"quantizer": LFQ, "downscale_factors": "[2, 2, 2]", "commitment_weight": 50},
         ),
         ("quantizer", {"quantizer": "!include:quantizer/fsq_10bit.yaml"}),
+        ("encoder", {}),
+        ("joint", {}),
     ],
-    ids=["decoder", "bsq", "lfq", "fsq"],
+    ids=["decoder", "bsq", "lfq", "fsq", "encoder", "joint"],
 )
 def test_two_ranks_with_half_of_a_batch_each_are_one_with_all_of_it(
     stage, overrides, corpus, tmp_path

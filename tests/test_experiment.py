@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.run_comparison import differences
 from recipes.common.checkpoints import AtomicCheckpointer
-from recipes.common.experiment import build_experiment, load_encoder, run_experiment
+from recipes.common.encoders import load_encoder
+from recipes.common.experiment import build_experiment, run_experiment
 from recipes.common.run_log import RunLog
 from recipes.common.weights import find_parameters
 from tests.stages import STAGES, build, options, steps_of, train

@@ -75,14 +75,14 @@ def test_stages_trained_on_different_features_are_refused(decoder_run, quantizer
     other = tmp_path / "other"
     shutil.copytree(decoder_run, other)
     description = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps(description | {"encoder": "0" * 16}))
+    (other / "run.json").write_text(json.dumps(description | {"features": "0" * 16}))
     with pytest.raises(ValueError, match="train both stages with the same encoder"):
         export(other, quantizer_run, tmp_path / "codec")
     assert not (tmp_path / "codec").exists()
 
 
 def test_swapped_runs_are_refused(decoder_run, quantizer_run, tmp_path):
-    with pytest.raises(ValueError, match="run of the other stage; swap"):
+    with pytest.raises(ValueError, match="run of another stage; --decoder takes"):
         export(quantizer_run, decoder_run, tmp_path / "codec")
 
 

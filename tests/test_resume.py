@@ -27,6 +27,8 @@ SETTINGS = {
     "decoder": Setting("decoder", Path(), epochs=2),
     "quantizer": Setting("quantizer", Path(), epochs=2, feature_cache=True, listens=False),
     "two ranks": Setting("decoder", Path(), epochs=1, ranks=2),
+    "encoder": Setting("encoder", Path(), epochs=2),
+    "joint": Setting("joint", Path(), epochs=2, feature_cache=True),
 }
 # Killed in the middle of an epoch, while features are written, in a save; told to stop by a signal
 # to all processes of the group, which of two ranks only one gets. Killed in the test at last, when
@@ -39,6 +41,8 @@ KILLS = {
     ],
     "quantizer": [Kill("1 os.rename cache"), Kill("2 open run/steps.jsonl", "USR1")],
     "two ranks": [Kill("3 os.rename run/save/tmp"), Kill("1 open run/steps.jsonl", "USR1")],
+    "encoder": [Kill("3 open run/steps.jsonl"), Kill("2 open run/steps.jsonl", "TERM")],
+    "joint": [Kill("2 os.rename run/save/tmp"), Kill("2 open run/steps.jsonl", "USR1")],
 }
 
 

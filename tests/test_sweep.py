@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
-import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,11 +14,14 @@ import ruamel.yaml
 
 from recipes.common.command_line import parse_command_line
 from recipes.common.experiment import config_hash
+from tests import workflows
+from tests.workflows import commands, options_of
 
 pytestmark = pytest.mark.skipif(
     find_spec("snakemake") is None, reason="the sweep needs Snakemake 9, and that Python 3.11"
 )
 
+SNAKEFILE = "recipes/ablation/Snakefile"
 BLOCKS = ("mixer", "activation", "quantizer", "decoder")
 FOLDERS = ("output_folder", "save_folder", "decoder_checkpoint")
 OUTPUT = "results/ablation"
@@ -73,9 +74,7 @@ STAND_INS = {
 @pytest.fixture
 def checkout(root, tmp_path) -> Path:
     """Working folder with the repository's code, where the sweep may leave its own files."""
-    for name in ("focalcodec", "hparams", "recipes", "train_decoder.py", "train_quantizer.py"):
-        (tmp_path / name).symlink_to(root / name)
-    return tmp_path
+    return workflows.link_code(root, tmp_path)
 
 
 @pytest.fixture
@@ -88,39 +87,12 @@ def slurm(checkout) -> Path:
 
 
 def start(checkout: Path, *options: str) -> subprocess.Popen:
-    words = [sys.executable, "-m", "snakemake", "-s", "recipes/ablation/Snakefile", *options]
-    environment = os.environ | {
-        "PATH": f"{checkout}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "XDG_CACHE_HOME": str(checkout),
-    }
-    return subprocess.Popen(
-        words,
-        cwd=checkout,
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return workflows.start(checkout, SNAKEFILE, *options)
 
 
 def sweep(checkout: Path, *options: str, status: int = 0) -> str:
     """Run the sweep to its end; what it prints."""
-    process = start(checkout, *options)
-    printed, _ = process.communicate(timeout=240)
-    assert process.returncode == status, printed
-    return printed
-
-
-def commands(printed: str) -> dict[str, list[str]]:
-    """Command lines of the training scripts without the script, by run folder."""
-    lines = re.findall(r"python train_\w+\.py (.*) >> (\S+)/console\.log", printed)
-    return {folder: shlex.split(words) for words, folder in lines}
-
-
-def options_of(words: list[str]) -> dict[str, str]:
-    assert parse_command_line(words)
-    return dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
+    return workflows.finish(checkout, SNAKEFILE, *options, status=status)
 
 
 def test_default_sweep_is_table_6(root, checkout, monkeypatch):

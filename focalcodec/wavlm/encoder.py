@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -171,15 +172,19 @@ class WavLM(nn.Module):
                 lengths = None
         return self._batch(sig, lengths=lengths, state=state)
 
-    def layer_feats(self, sig: Tensor, *, lens: Tensor | None = None) -> list[Tensor]:
+    def layer_feats(
+        self, sig: Tensor, *, lens: Tensor | None = None, depth: int | None = None
+    ) -> list[Tensor]:
         """Frames (B, N, ``dim``) behind the positional embedding and behind each layer.
 
-        Arguments are those of `forward`, whose result is the last of them.
+        Arguments are those of `forward`, whose result is the last of them; of ``depth`` layers, if
+        that is given, where nothing behind them is computed.
         """
         check_sig(sig, sample_rate=self.sample_rate, lens=lens)
         lengths = None if lens is None else num_valid(lens, sig.shape[1])
         x, mask = self._front(sig, lengths=lengths)
-        return list(self.encoder.layer_feats(x, mask=mask))
+        layers = self.encoder.layer_feats(x, mask=mask)
+        return list(layers if depth is None else islice(layers, 1 + depth))
 
     def num_frames(self, num_samples: int | Tensor) -> int | Tensor:
         """Frames that ``forward`` gives for a number of samples: at least one."""

@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from focalcodec.checks import check_finite, check_mono
 from focalcodec.masking import num_valid
+from focalcodec.stream import Stream
 
 
 class Resynthesis(NamedTuple):
@@ -47,6 +48,7 @@ class Codec(nn.Module):
     codebook_size : tokens are in [0, codebook_size), in every codebook.
     has_feats : whether the codec has features in front of its decoder that nearest neighbours can
         be searched in (``sig_to_feats``, ``toks_to_qfeats``, ``feats_to_sig``).
+    latency_ms : of the live streams of a causal codec (``open_stream``); None for any other.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Codec(nn.Module):
     num_codebooks: int
     codebook_size: int
     has_feats: bool = False
+    latency_ms: float | None = None
 
     # To be written by an adapter; all on one utterance, on the device of the codec
 
@@ -82,6 +85,10 @@ class Codec(nn.Module):
 
     def embeddings(self) -> Tensor:
         """(K, codebook_size, H) vector of every token of every codebook, as in the codebook."""
+        raise NotImplementedError
+
+    def open_stream(self) -> Stream:
+        """Live stream of a causal codec."""
         raise NotImplementedError
 
     # For users

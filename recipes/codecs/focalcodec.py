@@ -5,6 +5,7 @@ from os import PathLike
 from torch import Tensor
 
 from focalcodec import FocalCodec as Model
+from focalcodec.stream import Stream
 from recipes.codecs.codec import Codec
 
 
@@ -42,6 +43,7 @@ class FocalCodec(Codec):
         self.token_rate = self.model.token_rate
         self.num_codebooks = 1
         self.codebook_size = self.model.codebook_size
+        self.latency_ms = self.model.latency_ms
         self.name = name or f"FocalCodec@{self.token_rate:g}"
 
     def _sig_to_toks(self, sig: Tensor) -> Tensor:
@@ -58,6 +60,10 @@ class FocalCodec(Codec):
 
     def _feats_to_sig(self, feats: Tensor) -> Tensor:
         return self.model.feats_to_sig(feats)
+
+    def open_stream(self) -> Stream:
+        """Live stream of a causal codec."""
+        return self.model.open_stream()
 
     def embeddings(self) -> Tensor:
         """(1, codebook_size, code_dim) binary codes."""

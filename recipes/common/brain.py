@@ -1,4 +1,4 @@
-"""CodecBrain: what the Brains of both training stages share.
+"""CodecBrain: what the Brains of all training stages share.
 
 The guarded optimizer step (clipping, accumulation, precision, non-finite values),
 stage means, checkpoints chosen by one positive error, audio metrics and samples. A stage adds its
@@ -29,6 +29,7 @@ from speechbrain.utils.optimizers import rm_vector_weight_decay
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from focalcodec.resampling import resample
 from recipes.common import cost
 from recipes.common.audio_scores import AudioScores
 from recipes.common.dataio import read_bad_files
@@ -38,7 +39,7 @@ from recipes.common.random_state import RandomState
 from recipes.common.run_log import Means, RunLog
 from recipes.common.score_models import named_models
 from recipes.common.step_log import StepLog, StepTensors, finite_terms, from_main
-from recipes.common.weights import fill_from_codec
+from recipes.common.weights import fill_from
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +64,12 @@ class CodecBrain(sb.Brain):
     selection_key : name of the validation term, positive and lower is better, that chooses the best
         checkpoint.
     trains_on_sig : whether training needs the signal beside its features.
+    target_rate : rate in Hz of the signal that a decoder learns; None where none is learnt.
     """
 
     selection_key: str
     trains_on_sig = False
+    target_rate: int | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -78,8 +81,10 @@ class CodecBrain(sb.Brain):
         # checkpoint.
         self.encoder = self.hparams.encoder.to(self.device).eval().requires_grad_(False)
         self.frozen = FrozenFeatures(self.encoder)
-        if self.hparams.init_from is not None and not self.checkpointer.list_checkpoints():
-            fill_from_codec(self.start_from(), self.hparams.init_from, encoder=self.encoder)
+        init_from = getattr(self.hparams, "init_from", None)
+        if init_from is not None and not self.checkpointer.list_checkpoints():
+            known = getattr(self.hparams, "student", self.encoder)
+            fill_from(self.start_from(), init_from, encoder=known, min_key=self.selection_key)
         self.run_log = RunLog(self._log_folder(), sample_rate=self.encoder.sample_rate)
         self.step_log = StepLog(self.run_log.folder, patience=self.nonfinite_patience)
         self.interruption = Interruption()
@@ -128,8 +133,11 @@ class CodecBrain(sb.Brain):
         return {}
 
     def anneal(self, stage: sb.Stage, epoch: int, values: dict[str, float]) -> None:
-        """Move the learning rate at the end of a stage."""
-        raise NotImplementedError
+        """Move the learning rate at the end of a stage: here with the validation's error."""
+        if stage == sb.Stage.VALID:
+            error = values[self.selection_key]
+            self.set_learning_rate(self.hparams.scheduler(error)[1])
+            self.hparams.epoch_counter.update_metric(error)
 
     def _log_folder(self) -> Path:
         """Folder of the logs; with --debug the temporary one that the checkpoints are in."""
@@ -164,7 +172,7 @@ class CodecBrain(sb.Brain):
         return self.frozen.segments(batch, augment=self._augment())
 
     def _augment(self) -> Augment | None:
-        return self.hparams.augment if self.modules.training else None
+        return getattr(self.hparams, "augment", None) if self.modules.training else None
 
     # Training
 
@@ -500,11 +508,17 @@ class CodecBrain(sb.Brain):
         for optimizer in self.optimizers_dict.values():
             update_learning_rate(optimizer, value)
 
-    def score_audio(self, batch: Any, stage: sb.Stage, decoded: dict[str, Tensor]) -> None:
-        """Score and write decoded signals, see `recipes.common.audio_scores.AudioScores.append`."""
+    def score_audio(
+        self, batch: Any, stage: sb.Stage, decoded: dict[str, Tensor], *, sample_rate: int
+    ) -> None:
+        """Score and write decoded signals, see `recipes.common.audio_scores.AudioScores.append`.
+
+        Signals of another ``sample_rate`` (Hz) than the encoder's are resampled before.
+        """
+        rates = {"sample_rate": sample_rate, "new_sample_rate": self.encoder.sample_rate}
         self.audio_scores.append(
             batch,
-            decoded,
+            {prefix: resample(sig.cpu().float(), **rates) for prefix, sig in decoded.items()},
             subset=stage.name.lower(),
             step=self.optimizer_step,
             with_ref=stage == sb.Stage.TEST,

@@ -129,6 +129,9 @@ class SigDataset(DynamicItemDataset):
                   the K segments of S frames lie             ``segments`` (K, S * hop) of the signal
     ============  =========================================  =====================================
 
+    What a decoder of another rate shall give, ``target`` (T',), is beside ``sig`` where there is a
+    ``target_rate``; ``segments`` are cut from it.
+
     With "skip", an utterance that cannot be loaded is replaced by the next good one, so that
     batches keep their size and the ranks of a distributed run stay in step. Datasets derived from
     it (``filtered_sorted`` and the like) lose the policy: sort and select with `make_dataset`.
@@ -143,6 +146,7 @@ class SigDataset(DynamicItemDataset):
     crops : where segments are cut; None for whole utterances.
     cache : a `recipes.common.feature_cache.FeatureCache` that holds every entry; None for none.
     with_sig : False leaves the signal out, which a cache allows.
+    target_rate : of the target, Hz; None or ``sample_rate`` where it is ``sig`` itself.
     """
 
     def __init__(
@@ -155,8 +159,10 @@ class SigDataset(DynamicItemDataset):
         crops: Crops | None = None,
         cache: Any = None,
         with_sig: bool = True,
+        target_rate: int | None = None,
     ) -> None:
         self.sample_rate = sample_rate
+        self.target_rate = target_rate or sample_rate
         self.on_bad_file = check_policy(on_bad_file)
         self.bad_files = bad_files
         self.crops = crops
@@ -164,6 +170,9 @@ class SigDataset(DynamicItemDataset):
         super().__init__({key: {"language": "en", **entry} for key, entry in entries.items()})
         keys = ["sig"] if with_sig else []
         self.add_dynamic_item(self._load, takes=["wav", "num_samples"], provides="sig")
+        if with_sig and self.target_rate != sample_rate:
+            keys.append("target")
+            self.add_dynamic_item(self._load_target, takes=["wav"], provides="target")
         if crops is not None and cache is not None:
             takes = ["id", "num_samples"]
             self.add_dynamic_item(self._read_segments, takes=takes, provides="feats")
@@ -210,6 +219,9 @@ class SigDataset(DynamicItemDataset):
             )
         return sig
 
+    def _load_target(self, wav: str) -> Tensor:
+        return load_sig(wav, sample_rate=self.target_rate)
+
     def _frames(self, utterance: str, num_samples: int) -> Tensor:
         return self.crops.frames(utterance, total=-(-num_samples // self.crops.hop_length))
 
@@ -224,13 +236,13 @@ class SigDataset(DynamicItemDataset):
 
     def _load_segments(self, utterance: str, num_samples: int, wav: str) -> Tensor:
         """Segments of the signal, of which no more is read than they need."""
-        hop_length = self.crops.hop_length
+        hop_length = self.crops.hop_length * self.target_rate // self.sample_rate
         segments = []
         for row in self._frames(utterance, num_samples):
             first, size = _span(row)
             sig = load_sig(
                 wav,
-                sample_rate=self.sample_rate,
+                sample_rate=self.target_rate,
                 start=first * hop_length,
                 num_samples=size * hop_length,
             )

@@ -1,4 +1,4 @@
-"""One experiment from command line to ``metrics.json``: what the two training scripts share.
+"""One experiment from command line to ``metrics.json``: what the training scripts share.
 
 The order matters. Nothing is written before the configuration is known to be sound and the run
 folder to be its own; the frozen encoder is loaded on every rank (never on rank 0 alone, see
@@ -18,10 +18,10 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import ddp_init_group, if_main_process, run_on_main
 from torch.utils.data import DistributedSampler
 
-from focalcodec import hub
 from recipes.common import dataio, known_data
 from recipes.common.command_line import parse_command_line, resolved_hash
 from recipes.common.crops import Crops
+from recipes.common.encoders import feature_space, load_encoder, load_student
 from recipes.common.feature_cache import FeatureCache, build_cache, describe_encoder
 from recipes.common.feature_cache.plan import merge_entries
 from recipes.common.files import existing_folder, folder_outside
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 CONTINUABLE = (
     "data_folder",
     "encoder_checkpoint",  # the encoder's fingerprint is compared instead
+    "student_checkpoint",  # likewise
     "decoder_checkpoint",  # only decodes what validation scores
     "centroid_tolerance",
     "output_folder",
@@ -120,7 +121,12 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
     folder_outside(hparams["output_folder"], existing_folder(hparams["data_folder"]))
     folder.create(param_file, overrides)
     run_on_main(prepare_run, kwargs={"hparams": hparams})
-    load_encoder(hparams["encoder"], hparams["encoder_checkpoint"])
+    encoder, student = hparams["encoder"], hparams.get("student")
+    load_encoder(encoder, hparams["encoder_checkpoint"])
+    weights = {"encoder": fingerprint(encoder)}
+    if student is not None:
+        load_student(student, hparams["student_checkpoint"], encoder=encoder)
+        weights["student"] = fingerprint(student)  # before its training
     hparams["checkpointer"].config_hash = folder.config_hash
     brain = brain_class(
         modules=hparams["modules"],
@@ -137,7 +143,8 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
         sb.utils.seed.seed_everything(hparams["seed"] + torch.distributed.get_rank(), verbose=False)
     # Last, so that a mistake found on the way leaves the folder free for the corrected command.
     facts = {
-        "weights": {"encoder": fingerprint(hparams["encoder"])},
+        "weights": weights,
+        "features": feature_space(encoder, hparams["encoder_checkpoint"]),
         "seed": hparams["seed"],
         "parameters": count_parameters(hparams),
         "hardware": hardware(brain.device),
@@ -162,33 +169,6 @@ def count_parameters(hparams: dict[str, Any]) -> dict[str, int]:
     else:
         parts = {"encoder": hparams["encoder"], **hparams["modules"]}
     return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-
-
-def load_encoder(encoder: torch.nn.Module, checkpoint: str | None) -> None:
-    """Fill the frozen encoder with weights; an encoder without weights (log-mel) needs none.
-
-    ``checkpoint`` is what ``focalcodec.hub.load_encoder_weights`` takes, or "random": weights drawn
-    from a fixed seed, the same in both stages, for trials and tests.
-
-    Raises
-    ------
-    ValueError : if the encoder has weights and no checkpoint is named.
-    """
-    if not any(True for _ in encoder.parameters()):
-        return
-    if checkpoint is None:
-        raise ValueError(
-            f"encoder {type(encoder).__name__} has weights but encoder_checkpoint is null; name a "
-            "hub id such as microsoft/wavlm-large, a local folder or file, or random"
-        )
-    if checkpoint == "random":
-        logger.warning("encoder_checkpoint is random: the features carry no pretrained knowledge")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            fresh = type(encoder)(**hub.constructor_arguments(encoder))
-        encoder.load_state_dict(fresh.state_dict())
-    else:
-        hub.load_encoder_weights(encoder, checkpoint)
 
 
 def prepare_run(hparams: dict[str, Any]) -> None:
@@ -244,7 +224,7 @@ def open_feature_cache(hparams: dict[str, Any], *, device: str) -> FeatureCache 
         set have other audio under one id.
     BadAudioError : with ``on_bad_file: raise``, for a file that the cache knows as bad.
     """
-    folder = hparams["feature_cache"]
+    folder = hparams.get("feature_cache")
     if folder is None:
         return None
     refuse_augmented(hparams)
@@ -280,7 +260,7 @@ def open_feature_cache(hparams: dict[str, Any], *, device: str) -> FeatureCache 
 
 def refuse_augmented(hparams: dict[str, Any]) -> None:
     """Raise ValueError if signals are augmented, so that no features of theirs can be kept."""
-    if hparams["augment"] is not None:
+    if hparams.get("augment") is not None:
         raise ValueError(
             "feature_cache holds the features of the signals as they are on the disk, but augment "
             "changes them at every reading; set one of both to null"
@@ -313,7 +293,10 @@ def make_loader(
     ValueError : if sizes in the YAML do not fit each other or the data.
     """
     training = stage == sb.Stage.TRAIN
-    options: dict[str, Any] = {"cache": cache if stage != sb.Stage.TEST else None}
+    options: dict[str, Any] = {
+        "cache": cache if stage != sb.Stage.TEST else None,
+        "target_rate": brain.target_rate,
+    }
     batch_size = hparams["batch_size"]
     if training:
         options["with_sig"] = cache is None or brain.trains_on_sig

@@ -76,12 +76,6 @@ class FrozenFeatures:
             return self(batch, augment=augment)
         return Features(feats, torch.ones(feats.shape[:2], dtype=torch.bool, device=feats.device))
 
-    def whole_frames(self, batch: Any, num_frames: int) -> Tensor:
-        """Give the signal (B, num_frames * hop_length), cut or zero-padded to whole frames."""
-        sig = batch.sig.data
-        size = num_frames * self.encoder.hop_length
-        return nn.functional.pad(sig, (0, max(0, size - sig.shape[1])))[:, :size]
-
 
 def _augmented(sig: Tensor, lens: Tensor, augment: Augment) -> tuple[Tensor, Tensor]:
     shape = sig.shape

@@ -80,6 +80,7 @@ class RunFolder:
         seed: int,
         parameters: dict[str, int],
         hardware: dict[str, Any],
+        features: str | None = None,
     ) -> None:
         """Write ``run.json``; a resumed run adds itself to the list of starts.
 
@@ -93,6 +94,8 @@ class RunFolder:
         seed : of the YAML.
         parameters : number of parameters by part.
         hardware : see `hardware`.
+        features : fingerprint of the encoder whose features the frozen one gives; None for a run
+            that trains nothing on features.
 
         Raises
         ------
@@ -127,6 +130,7 @@ class RunFolder:
                 "platform": platform.platform(),
                 "versions": {name: _version(name) for name in PACKAGES},
                 **weights,
+                **({} if features is None else {"features": features}),
                 "starts": [*starts, start],
             },
         )

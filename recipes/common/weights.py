@@ -1,4 +1,4 @@
-"""Weights of one module from what another run has saved."""
+"""Weights of modules from what another run has saved, or a codec has."""
 
 import logging
 import os
@@ -12,6 +12,7 @@ from focalcodec import FocalCodec
 from focalcodec.hub import load_strict
 from recipes.common.checkpoints import AtomicCheckpointer
 from recipes.common.fingerprint import fingerprint
+from recipes.common.run_folder import read_description
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,72 @@ def load_parameters(
     load_strict(module, state, where=f"{needed}: {file}")
 
 
+def fill_from(
+    modules: Mapping[str, torch.nn.Module],
+    source: str | os.PathLike,
+    *,
+    encoder: torch.nn.Module,
+    min_key: str,
+) -> None:
+    """Load the weights of parts that were trained before, to train them further.
+
+    Parameters
+    ----------
+    modules : what to fill, by its name in a codec and among a run's recoverables.
+    source : run folder, or what ``FocalCodec.from_pretrained`` takes.
+    encoder : of this run, whose features the parts have to know.
+    min_key : of several checkpoints of a run, take the one with the lowest value.
+
+    Raises
+    ------
+    FileNotFoundError, RuntimeError, ValueError : as `fill_from_run` and `fill_from_codec`.
+    """
+    if (Path(source) / "run.json").is_file():
+        fill_from_run(modules, Path(source), encoder=encoder, min_key=min_key)
+    else:
+        fill_from_codec(modules, source, encoder=encoder)
+    logger.info("start from %s: %s", source, ", ".join(modules))
+
+
+def fill_from_run(
+    modules: Mapping[str, torch.nn.Module], run: Path, *, encoder: torch.nn.Module, min_key: str
+) -> None:
+    """Load the weights of a run's parts; arguments as in `fill_from`.
+
+    A decompressor with a refiner takes those of one without: the refiner then begins by changing
+    nothing.
+
+    Raises
+    ------
+    FileNotFoundError, RuntimeError : as `find_parameters`.
+    ValueError : if the run's encoder is another or a part has another class or size.
+    """
+    known = read_description(run)["encoder"]
+    if known != fingerprint(encoder):
+        raise ValueError(
+            f"init_from {run} was trained on features of encoder {known}, this run gives its parts "
+            f"those of {fingerprint(encoder)}; name the same weights in both"
+        )
+    for name, module in modules.items():
+        if module.state_dict():
+            file = find_parameters(run, name=name, min_key=min_key)
+            state = _without_effect(module) | torch.load(
+                file, map_location="cpu", weights_only=True
+            )
+            where = f"the YAML's {name} ({type(module).__name__}) must be that of init_from {file}"
+            load_strict(module, state, where=where)
+
+
+def _without_effect(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of a module's refiner by name, its result 0; empty for a module without one."""
+    state = module.state_dict()
+    refiner = {name: state[name].clone() for name in state if name.startswith("refiner.")}
+    return {
+        name: torch.zeros_like(value) if name.startswith("refiner.out_proj.") else value
+        for name, value in refiner.items()
+    }
+
+
 def fill_from_codec(
     modules: Mapping[str, torch.nn.Module], codec: str | os.PathLike, *, encoder: torch.nn.Module
 ) -> None:
@@ -92,4 +159,3 @@ def fill_from_codec(
     for name, module in modules.items():
         where = f"the YAML's {name} ({type(module).__name__}) must be that of init_from {codec}"
         load_strict(module, getattr(source, name).state_dict(), where=where)
-    logger.info("start from %s: %s", codec, ", ".join(modules))

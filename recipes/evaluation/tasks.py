@@ -14,6 +14,7 @@ from torch import Tensor
 from recipes.codecs.chunked import Chunked
 from recipes.codecs.codec import Codec
 from recipes.codecs.conversion import convert
+from recipes.codecs.live import Live
 from recipes.common.known_metrics import METRICS
 
 Manifest = Mapping[str, Mapping[str, Any]]
@@ -104,11 +105,15 @@ class Resynthesis:
 
 
 class Streaming:
-    """Chunk-wise inference of a codec that is not causal (arXiv:2502.04465, appendix F.3).
+    """Chunk-wise inference: live streams of a causal codec, windows of any other.
+
+    Windows are those of arXiv:2502.04465, appendix F.3.
 
     Parameters
     ----------
-    chunk_size, left_context, overlap : samples of the input, see `recipes.codecs.chunked.Chunked`.
+    chunk_size : samples of the input that arrive at once.
+    left_context, overlap : samples of the input, see `recipes.codecs.chunked.Chunked`; a causal
+        codec needs neither.
     """
 
     name = "streaming"
@@ -128,11 +133,11 @@ class Streaming:
         """Refuse pairs of speakers, and sizes that cannot be."""
         del metrics
         _refuse_pairs(manifest, task=self.name)
-        Chunked(codec, **self.settings)
+        self._in_chunks(codec)
 
     def facts(self, codec: Codec) -> dict[str, float]:
         """Bitrates of what is sent, with overlaps and with all of the context, and latency."""
-        chunked = Chunked(codec, **self.settings)
+        chunked = self._in_chunks(codec)
         return {
             "bitrate": chunked.bitrate,
             "bitrate_with_context": chunked.bitrate_with_context,
@@ -142,11 +147,16 @@ class Streaming:
     def run(self, codec: Codec, sig: Tensor, reference_sig: Tensor | None) -> Decoded:
         """Send a signal (1, T) through the codec chunk by chunk."""
         del reference_sig
-        chunked = Chunked(codec, **self.settings)
+        chunked = self._in_chunks(codec)
         clock = _Clock(codec.device)
         decoded = chunked.resynthesize(sig)
         clock.lap("total")
         return Decoded(decoded.toks[0], {"hyp": decoded.sig[0]}, clock.seconds)
+
+    def _in_chunks(self, codec: Codec) -> Chunked | Live:
+        if codec.latency_ms is not None:
+            return Live(codec, chunk_size=self.settings["chunk_size"])
+        return Chunked(codec, **self.settings)
 
 
 class VoiceConversion:
