@@ -397,11 +397,18 @@ def test_tab_that_was_left_behind_goes_on_from_what_was_saved(listening):
     assert stale.evaluate(f"{SAVED}.step") == 1
 
 
+def test_tab_that_has_not_begun_follows_the_one_that_has(listening):
+    other = second_tab(listening)
+    assert other.is_visible("#intro")
+    begin(listening)
+    ready(other)
+
+
 def test_time_is_saved_when_the_only_tab_is_closed(listening):
     begin(listening)
     listening.locator("#conditions button").nth(1).click()
     before = listening.evaluate(f"{SAVED}.answers[trial.id].seconds")
-    listening.wait_for_function("answersOf(trial).seconds > 0.3")
+    listening.wait_for_function("(before) => answersOf(trial).seconds > before", arg=before)
     listening.reload()
     ready(listening)
     assert listening.evaluate(f"{SAVED}.answers[trial.id].seconds") > before

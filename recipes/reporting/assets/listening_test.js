@@ -409,6 +409,11 @@ document.addEventListener("keydown", (event) => {
 window.addEventListener("pagehide", () => {
   if (state && stored()?.stamp === state.stamp) save();
 });
+// What another tab began may reach this one only after it has been opened.
+window.addEventListener("storage", () => {
+  const last = stored();
+  if (!state && last) goOnFrom(last);
+});
 for (const [target, name] of [[window, "focus"], [document, "visibilitychange"]]) {
   target.addEventListener(name, () => {
     const last = stored();
