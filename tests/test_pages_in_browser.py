@@ -203,7 +203,7 @@ def listening(visit, output):
 def begin(page, participant="Anna, 1"):
     page.fill("#participant", participant)
     page.click("#start button")
-    page.wait_for_selector("#conditions output")
+    ready(page)
 
 
 def rate_all(page, values):
@@ -220,7 +220,13 @@ def rate_all(page, values):
 
 
 def ready(page):
-    page.wait_for_selector("#conditions output")
+    """Wait for the versions of a recording; a failure tells what the page shows instead."""
+    from playwright.sync_api import TimeoutError as TooLate
+
+    try:
+        page.wait_for_selector("#conditions output")
+    except TooLate:
+        pytest.fail(f"no versions, but: {page.inner_text('body')}")
 
 
 def test_whole_test_is_taken_saved_and_analysed(listening, output, tmp_path):
