@@ -203,7 +203,7 @@ def listening(visit, output):
 def begin(page, participant="Anna, 1"):
     page.fill("#participant", participant)
     page.click("#start button")
-    page.wait_for_selector("#conditions output")
+    ready(page)
 
 
 def rate_all(page, values):
@@ -220,7 +220,13 @@ def rate_all(page, values):
 
 
 def ready(page):
-    page.wait_for_selector("#conditions output")
+    """Wait for the versions of a recording; a failure tells what the page shows instead."""
+    from playwright.sync_api import TimeoutError as TooLate
+
+    try:
+        page.wait_for_selector("#conditions output")
+    except TooLate:
+        pytest.fail(f"no versions, but: {page.inner_text('body')}")
 
 
 def test_whole_test_is_taken_saved_and_analysed(listening, output, tmp_path):
@@ -397,11 +403,18 @@ def test_tab_that_was_left_behind_goes_on_from_what_was_saved(listening):
     assert stale.evaluate(f"{SAVED}.step") == 1
 
 
+def test_tab_that_has_not_begun_follows_the_one_that_has(listening):
+    other = second_tab(listening)
+    assert other.is_visible("#intro")
+    begin(listening)
+    ready(other)
+
+
 def test_time_is_saved_when_the_only_tab_is_closed(listening):
     begin(listening)
     listening.locator("#conditions button").nth(1).click()
     before = listening.evaluate(f"{SAVED}.answers[trial.id].seconds")
-    listening.wait_for_function("answersOf(trial).seconds > 0.3")
+    listening.wait_for_function("(before) => answersOf(trial).seconds > before", arg=before)
     listening.reload()
     ready(listening)
     assert listening.evaluate(f"{SAVED}.answers[trial.id].seconds") > before

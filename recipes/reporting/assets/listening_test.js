@@ -65,11 +65,17 @@ function answersOf(trial) {
 
 // Audio: all conditions of an item run at once and in step, one of them heard.
 
+// Decoding needs no sound card; the context that plays is opened by the first press of a button.
+const rate = 48000;
+const decoder = new OfflineAudioContext(1, 1, rate);
 let context = null;
 const waiting = new Map();
 
 function deliver(id, audio) {
-  waiting.get(id)?.resolve(audio);
+  const entry = waiting.get(id);
+  if (!entry) return;
+  entry.delivered = true;
+  entry.resolve(audio);
 }
 
 function fetchAudio(id) {
@@ -79,8 +85,12 @@ function fetchAudio(id) {
       entry.resolve = resolve;
       const script = document.createElement("script");
       script.src = `audio/${id}.js`;
-      script.onerror = () => reject(new Error(`audio/${id}.js cannot be loaded`));
-      script.onload = () => script.remove();
+      const refuse = () => {
+        waiting.delete(id);
+        reject(new Error(`audio/${id}.js cannot be loaded`));
+      };
+      script.onerror = refuse;
+      script.onload = () => (entry.delivered ? script.remove() : refuse());
       document.head.append(script);
     });
     waiting.set(id, entry);
@@ -90,11 +100,10 @@ function fetchAudio(id) {
 
 async function decode(id) {
   const audio = await fetchAudio(id);
-  context ??= new AudioContext();
   const buffers = {};
   for (const [name, text] of Object.entries(audio)) {
     const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-    buffers[name] = await context.decodeAudioData(bytes.buffer);
+    buffers[name] = await decoder.decodeAudioData(bytes.buffer);
   }
   waiting.delete(id);
   return buffers;
@@ -133,6 +142,7 @@ class Deck {
 
   play(from = this.position) {
     this.pause();
+    context ??= new AudioContext({ sampleRate: rate });
     const [start, end] = this.region;
     this.offset = from >= start && from < end - 0.01 ? from : start;
     context.resume();
@@ -408,6 +418,11 @@ document.addEventListener("keydown", (event) => {
 });
 window.addEventListener("pagehide", () => {
   if (state && stored()?.stamp === state.stamp) save();
+});
+// What another tab began may reach this one only after it has been opened.
+window.addEventListener("storage", () => {
+  const last = stored();
+  if (!state && last) goOnFrom(last);
 });
 for (const [target, name] of [[window, "focus"], [document, "visibilitychange"]]) {
   target.addEventListener(name, () => {
