@@ -1,6 +1,7 @@
 """Tiny causal codecs with random weights, one for each way in which chunks and windows can meet."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def make_causal_codec(
     decoder: str = "wavenext",
     convolutions: dict[str, Any] = STRIDES,
     num_layers: int = 2,
+    code_dim: int = 5,
     seed: int = 0,
 ) -> FocalCodec:
     """Make a codec of about 10 000 weights, in evaluation mode; all parts of it matter.
@@ -64,9 +66,9 @@ def make_causal_codec(
     )
     mixer = partial(FocalBlock, window=3, factor=2, causal=True, pool_size=pool_size)
     scaling = {"hidden_dims": [8] * len(factors), "activation": Snake, "causal": True}
-    compressor = Compressor(dim, 5, downscale_factors=factors, mixer=mixer, **scaling)
+    compressor = Compressor(dim, code_dim, downscale_factors=factors, mixer=mixer, **scaling)
     decompressor = Decompressor(
-        5,
+        code_dim,
         dim,
         upscale_factors=factors[::-1],
         mixer=mixer,
@@ -80,10 +82,31 @@ def make_causal_codec(
         "vocos": partial(Vocos, n_fft=2 * hop_length, hop_length=hop_length),
         "wavenext": partial(WaveNeXt, hop_length=3 * hop_length // 2, sample_rate=24000),
     }
-    parts = (encoder, compressor, BinarySphericalQuantizer(5), decompressor)
+    parts = (encoder, compressor, BinarySphericalQuantizer(code_dim), decompressor)
     codec = with_lively_weights(FocalCodec(*parts, decoders[decoder](dim, **sizes)))
     codec.requires_grad_(False).decoder.head.proj.weight.mul_(0.3)  # few samples are clamped
     return codec.eval()
+
+
+def make_live_codec(*, code_dim: int = 6) -> FocalCodec:
+    """Make a tiny codec of the published rates: 16 kHz in, 24 kHz out, 50 tokens a second."""
+    codec = make_causal_codec(
+        convolutions={"hidden_dims": (8,) * 7},
+        window_size=16,
+        pool_size=8,
+        refined=3,
+        code_dim=code_dim,
+    )
+    with torch.no_grad():
+        lats = codec.sig_to_lats(torch.rand(1, 48_000) - 0.5)
+    codec.compressor.out_proj.bias -= lats.mean((0, 1))  # both bits of each dimension occur
+    return codec
+
+
+def save_live_codec(folder: Path, *, code_dim: int = 6) -> FocalCodec:
+    """Codec in a folder, as it is loaded from there."""
+    make_live_codec(code_dim=code_dim).save_pretrained(folder)
+    return FocalCodec.from_pretrained(folder)
 
 
 def with_lively_weights(model: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from focalcodec.codec import encode
+from focalcodec.encoding import encode
 from recipes.common.dataio import load_sig
 from recipes.common.feature_cache import FeatureCache, describe_encoder
 from recipes.common.feature_cache import reader as feature_cache

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from focalcodec.live import Piece, cut, decoded, delivered, encoded, paced, resampled
 from focalcodec.meter import Meter, Times
 from focalcodec.resampling import resample
-from tests.live_codecs import make_live_codec
+from tests.causal_codecs import make_live_codec
 
 TO_16_KHZ = [(rate, 16_000) for rate in (8000, 16_000, 22_050, 44_100, 48_000)]
 
@@ -123,7 +123,7 @@ def test_paced_pieces_come_when_they_are_spoken():
     spoken = [piece.arrived - pieces[0].arrived for piece in pieces]
     assert spoken == pytest.approx([0, 0.1, 0.2], abs=1e-6)
     assert pieces[0].arrived >= start + 0.1
-    assert all(0 < wait <= spoken[i] + 0.1 for i, wait in enumerate(waits))
+    assert all(0 <= wait <= spoken[i] + 0.1 for i, wait in enumerate(waits))
 
 
 def test_pieces_that_are_late_are_not_waited_for():
@@ -134,10 +134,10 @@ def test_pieces_that_are_late_are_not_waited_for():
 
 
 def test_a_chunk_counts_when_the_sink_comes_back_for_the_next():
-    meter = Meter(0.01)
+    meter = Meter(0.25)
 
     def working():
-        for seconds in (0.0, 0.03):
+        for seconds in (0.0, 0.3):
             arrived = time.perf_counter()
             with meter.working():
                 time.sleep(seconds)
@@ -150,7 +150,7 @@ def test_a_chunk_counts_when_the_sink_comes_back_for_the_next():
     assert meter.latency.quantile(1) >= 0.049
     assert next(contents, None) is None
     assert meter.seconds == pytest.approx(0.02) and meter.num_slow == 1
-    assert meter.processing.total >= 0.03
+    assert meter.processing.total >= 0.3
     assert meter.real_time_factor == pytest.approx(meter.processing.total / 0.02)
 
 

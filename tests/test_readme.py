@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import ruamel.yaml
+import torch
 from speechbrain.utils.run_opts import RunOptions
 
 from focalcodec.cli import main as cli
 from recipes.common.command_line import parse_command_line
 from recipes.common.experiment import config_hash
 from recipes.common.known_metrics import METRICS
+from tests.causal_codecs import make_live_codec
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -98,15 +100,25 @@ def test_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
+def python_blocks():
+    return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
 def test_python_example_runs(codec_folder, corpus, tmp_path, monkeypatch, capsys):
     shutil.copytree(codec_folder, tmp_path / "codec")
     speech = next(corpus.glob("test-clean/*/*/*.wav"))
     shutil.copy(speech, tmp_path / "speech.wav")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 1
-    exec(compile(blocks[0], "README.md", "exec"), {})
+    exec(compile(python_blocks()[0], "README.md", "exec"), {})
     assert re.fullmatch(r"\d+ tokens, 650 bit/s\n", capsys.readouterr().out)
+
+
+def test_streaming_example_runs():
+    codec, sig = make_live_codec(), torch.rand(1, 3000) - 0.5
+    names = {"codec": codec, "sig": sig}
+    example = python_blocks()[1]
+    exec(compile(example, "README.md", "exec"), names)
+    assert (names["toks"].shape, names["sig"].shape) == ((1, 2), (1, 0)), "440 samples were left"
 
 
 def test_files_that_the_readme_names_exist():

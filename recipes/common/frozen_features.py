@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from focalcodec.codec import encode
+from focalcodec.encoding import encode
 from focalcodec.masking import lengths_to_mask, num_valid
 from recipes.common.crops import cut
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from focalcodec.codec import complete
+from focalcodec.encoding import complete
 
 
 class LayerFeats(NamedTuple):

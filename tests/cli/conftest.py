@@ -3,7 +3,7 @@
 import pytest
 
 from focalcodec import FocalCodec
-from tests.live_codecs import save_live_codec
+from tests.causal_codecs import save_live_codec
 
 
 @pytest.fixture

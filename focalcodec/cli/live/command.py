@@ -26,6 +26,7 @@ from focalcodec.cli.options import (
     wants_progress,
 )
 from focalcodec.cli.report import Report, echo, printable
+from focalcodec.packing import PRECISIONS, pack
 
 _live_options = join_options(
     click.option(
@@ -71,6 +72,11 @@ _live_options = join_options(
         help="Lose packets on purpose, at random, to hear what becomes of it.",
     ),
     click.option("--seed", type=int, help="Lose the same packets each time."),
+    click.option(
+        "--pack",
+        type=click.Choice(list(PRECISIONS)),
+        help="Keep the weights in fewer bits: faster on a CPU. int8 changes tokens.",
+    ),
 )
 
 
@@ -105,7 +111,9 @@ def stream(origin: str, target: str, **options: Any) -> NoReturn:
             f"{options['checkpoint']} is no causal codec: it needs what comes later, and cannot "
             "stream. Take a causal one, or resynth, with --chunk-size to see only the past"
         )
-    model = Inference(codec, dtype=precision(options))
+    model = Inference(codec, dtype=precision(options))  # takes the fingerprint of what is packed
+    if options["pack"]:
+        pack(codec, precision=options["pack"])
     with Stop() as stop:
         status = _run(model, *ends, options=options, stop=stop)
     click.get_current_context().exit(status)
@@ -119,6 +127,8 @@ def _check_options(origin: Endpoint, target: Endpoint, options: dict[str, Any]) 
         raise ValueError("--loss is about packets; INPUT or OUTPUT must be udp:// or tcp://")
     if options["rate"] and origin.kind != "pipe":
         raise ValueError("--rate is that of - as INPUT; all others know their own")
+    if options["pack"] and (options["device"], options["dtype"]) != ("cpu", "float32"):
+        raise ValueError("--pack is for the CPU and activations in float32, the defaults")
 
 
 def _run(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from focalcodec.codec import encode
+from focalcodec.encoding import encode
 from recipes.common.dataio import BadAudioError, check_policy, load_sig, record_bad_file
 from recipes.common.feature_cache.format import DTYPES, ITEM_SIZE, CacheError, Index, Row
 from recipes.common.feature_cache.plan import Entries
