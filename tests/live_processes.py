@@ -40,7 +40,9 @@ class Command:
         log = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         ends = [null if stdin is None else stdin, log if stdout is None else stdout, log]
         ends = [multiprocessing.reduction.DupFd(end) for end in ends]
-        self.process = FORK.Process(target=_main, args=([str(word) for word in words], ends))
+        # The server has the environment of whichever test started it.
+        arguments = ([str(word) for word in words], ends, dict(os.environ))
+        self.process = FORK.Process(target=_main, args=arguments)
         self.process.start()
         os.close(null)
         os.close(log)
@@ -98,9 +100,11 @@ def started(*words: object, name: str, **ends: int) -> Iterator[Command]:
         command.close()
 
 
-def _main(words: list[str], ends: list) -> None:
+def _main(words: list[str], ends: list, environment: dict[str, str]) -> None:
     from focalcodec.cli import main
 
+    os.environ.clear()
+    os.environ.update(environment)
     for target, end in enumerate(ends):
         descriptor = end.detach()
         os.dup2(descriptor, target)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SNAKEFILE = "recipes/pipeline/Snakefile"
-CONFIGS = ("streaming", "offline", "demo")
+CONFIGS = ("streaming", "offline", "small", "demo")
 STEPS = {"decoder": 3, "embedding": 3, "encoder": 6, "quantizer": 3, "joint": 3}
 
 
@@ -90,8 +90,8 @@ def small_options(checkout: Path, corpus: Path, **more_steps: int) -> tuple[str,
             stage: {"options": {"optimizer_step_limit": steps}} for stage, steps in numbers.items()
         },
     }
-    (checkout / "small.yaml").write_text(json.dumps(small))
-    files = ("recipes/pipeline/demo.yaml", "small.yaml")
+    (checkout / "smaller.yaml").write_text(json.dumps(small))
+    files = ("recipes/pipeline/demo.yaml", "smaller.yaml")
     given = (f"data_folder={corpus}", "output_folder=run")
     return ("--cores", "1", "--configfile", *files, "--config", *given)
 

@@ -1,9 +1,12 @@
 """The benchmark of live streams at toy size, and the plain implementation in it."""
 
+import re
+
 import pytest
 import soundfile
 import torch
 
+from benchmarks import soak
 from benchmarks.plain_stream import PlainStream
 from benchmarks.streaming import main
 from tests.causal_codecs import make_causal_codec
@@ -39,6 +42,23 @@ def test_every_precision_is_measured_beside_it(codec, tmp_path, capsys):
     assert rows["plain, float32"][3] == "1.00" and float(rows["float32"][5]) == 0
     assert all(float(row[1]) >= float(row[0]) > 0 for row in rows.values())
     assert text.count("positional embedding") == text.count("decompressor") == 3
+
+
+def test_a_soak_ends_as_the_whole_would(codec, tmp_path, capsys):
+    codec.save_pretrained(tmp_path / "codec")
+    num_samples = 100 * codec.chunk_size + 7
+    sig = 0.3 * torch.randn(num_samples // 3).clamp(-1, 1)  # three times over
+    soundfile.write(tmp_path / "speech.flac", sig.numpy(), codec.sample_rate)
+    words = ["--audio", str(tmp_path), "--checkpoint", str(tmp_path / "codec")]
+    assert soak.main([*words, "--hours", str(num_samples / codec.sample_rate / 3600)]) == 0
+    *reports, compared = capsys.readouterr().out.splitlines()[1:]
+    assert len(reports) == 12
+    num_toks = codec.num_toks(num_samples)
+    found = re.fullmatch(
+        r"(\d+) tokens, 0 differ .*; (\d+) of (\d+) samples, .* by (.*) at.*", compared
+    )
+    assert int(found[1]) == num_toks and found[2] == found[3]
+    assert 0 < float(found[4]) < 1e-5
 
 
 def test_too_little_speech_is_refused(codec, tmp_path):

@@ -18,6 +18,7 @@ AUDIO = (".wav", ".flac")
 BLOCKS = {
     "librispeech_test_clean": ("librispeech", 4, 2),
     "librispeech_test_other": ("librispeech", 4, 2),
+    "libritts_test_clean": ("synthetic", 4, 2),
     "mls700": ("mls", 28, 14),
     "voicebank": ("voicebank", 4, 2),
     "libri1mix": ("libri1mix", 4, 2),
