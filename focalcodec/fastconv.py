@@ -1,7 +1,7 @@
 """Convolutions with fewer multiplications, for CPUs in full precision.
 
 There the number of multiplications is what takes the time, and matrix products are as fast as the
-machine allows. Both functions compute what ``torch.nn.functional.conv1d`` computes, up to rounding.
+machine allows. All compute what ``torch.nn.functional.conv1d`` computes, up to rounding.
 
 References
 ----------
@@ -40,7 +40,7 @@ def conv_in_pairs(x: Tensor, kernel: Tensor) -> Tensor:
     Parameters
     ----------
     x : (B, T, C) with T >= 3.
-    kernel : (3, C, C').
+    kernel : (4, C, C'), the taps and the sum of the first and the last one.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def conv_in_pairs(x: Tensor, kernel: Tensor) -> Tensor:
     size = (x.shape[1] - 1) // 2
     even, odd = x[:, : 2 * size + 1 : 2], x[:, 1 : 2 * size : 2]
     difference = even[:, :-1] - even[:, 1:]
-    shared = even[:, 1::2] @ (kernel[0] + kernel[2])
+    shared = even[:, 1::2] @ kernel[3]
     y = odd @ kernel[1]
     first, second = y[:, 0::2], y[:, 1::2]
     first += shared
@@ -58,6 +58,23 @@ def conv_in_pairs(x: Tensor, kernel: Tensor) -> Tensor:
     first.baddbmm_(difference[:, 0::2], kernel[0].expand(batch, -1, -1))
     second.baddbmm_(difference[:, 1::2], kernel[2].expand(batch, -1, -1), alpha=-1)
     return y
+
+
+def conv_side_by_side(x: Tensor, kernel: Tensor) -> Tensor:
+    """Convolution whose taps do not overlap: one matrix product.
+
+    Parameters
+    ----------
+    x : (B, T, C) with T at least the taps.
+    kernel : (taps, C, C').
+
+    Returns
+    -------
+    (B, N, C') with N = T // taps.
+    """
+    taps = kernel.shape[0]
+    frames = x[:, : x.shape[1] // taps * taps].unflatten(1, (-1, taps))
+    return frames.flatten(2) @ kernel.flatten(0, 1)
 
 
 _MANY_TAPS = 32  # from which spectra have fewer multiplications

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focalcodec.fastconv import conv_in_pairs, is_plain_cpu
+from focalcodec.fastconv import conv_in_pairs, conv_side_by_side, is_plain_cpu
 from focalcodec.masking import lengths_to_mask
 from focalcodec.streaming import State
 from focalcodec.wavlm.blocks import blocks
@@ -95,17 +95,21 @@ class _ConvLayer(nn.Module):
         self.norm = nn.LayerNorm(output_dim)
 
     def kernel(self) -> Tensor | None:
-        """(3, C, C') weights for `conv_in_pairs`, or None if it is not for this layer."""
-        if (self.kernel_size, self.stride) != (3, 2):
-            return None
-        return self.conv.weight.permute(2, 0, 1).contiguous().transpose(1, 2)
+        """Weights (.., C, C') for a way of `fastconv`; None if there is none for this layer."""
+        taps = self.conv.weight.permute(2, 0, 1)
+        if (self.kernel_size, self.stride) == (3, 2):
+            return torch.cat([taps, taps[:1] + taps[2:]]).transpose(1, 2)
+        if self.kernel_size == self.stride:
+            return taps.transpose(1, 2).contiguous()
+        return None
 
     def forward(self, x: Tensor, *, kernel: Tensor | None) -> Tensor:
         # Anything shorter than the kernel is extended by zeros and gives one frame.
         if x.shape[1] < self.kernel_size:
             x = F.pad(x, (0, 0, 0, self.kernel_size - x.shape[1]))
         if kernel is not None:
-            x = conv_in_pairs(x, kernel)
+            way = conv_side_by_side if self.kernel_size == self.stride else conv_in_pairs
+            x = way(x, kernel)
         else:
             # A 2-D convolution over one row: the only one PyTorch has for channels-last memory.
             x = x.transpose(1, 2)[:, :, None]  # (B, C, 1, T)
