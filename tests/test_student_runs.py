@@ -1,0 +1,70 @@
+"""What a run folder of a student tells the stages after it, and what they refuse."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hyperpyyaml import load_hyperpyyaml
+
+from focalcodec import hub
+from recipes.common.encoders import load_encoder, load_student
+from tests.stages import HPARAMS, build, train
+
+
+@pytest.fixture(scope="module")
+def student_run(corpus, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("students") / "encoder"
+    train("encoder", corpus, folder)
+    return folder
+
+
+def demo_encoder(block="wavlm_causal", **arguments):
+    """Make an encoder of a block of the demo, some arguments of it replaced."""
+    path = HPARAMS / f"demo/{block}.yaml"
+    encoder = load_hyperpyyaml(f"encoder: !include:{path}")["encoder"]
+    return type(encoder)(**hub.constructor_arguments(encoder) | arguments)
+
+
+# The form of an encoder
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ({"lookahead_size": 1}, "a student with lookahead_size 3, .* has lookahead_size 1; take"),
+        ({"window_size": 8}, "a student with window_size 32, .* has window_size 8; take"),
+        (
+            {"block": "wavlm"},
+            "a student with causal True, window_size 32, .* has causal False, window_size 512",
+        ),
+    ],
+    ids=["look-ahead", "window", "full context"],
+)
+def test_student_of_another_form_is_refused(encoder, message, student_run):
+    encoder = demo_encoder(**encoder)
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"encoder \(encoder_checkpoint\) trained {message}"):
+        load_encoder(encoder, str(student_run))
+    with pytest.raises(ValueError, match=rf"encoder \(student_checkpoint\) trained {message}"):
+        load_student(encoder, str(student_run), encoder=demo_encoder("wavlm"))
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+
+
+def test_student_of_the_same_form_is_taken_whatever_its_dropout(student_run):
+    first, second = demo_encoder(), demo_encoder(dropout=0.1)
+    load_encoder(first, str(student_run))
+    load_student(second, str(student_run), encoder=demo_encoder("wavlm"))
+    second = second.state_dict()
+    assert all(torch.equal(value, second[key]) for key, value in first.state_dict().items())
+
+
+def test_stage_refuses_the_full_context_form_of_its_encoder(student_run, corpus, tmp_path):
+    with pytest.raises(ValueError, match="causal True, .* has causal False"):
+        build(
+            "causal_quantizer",
+            corpus,
+            tmp_path / "run",
+            encoder="!include:demo/wavlm.yaml",
+            encoder_checkpoint=student_run,
+        )
+    assert not (tmp_path / "run/run.json").exists()
