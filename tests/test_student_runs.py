@@ -8,6 +8,7 @@ from hyperpyyaml import load_hyperpyyaml
 
 from focalcodec import hub
 from recipes.common.encoders import load_encoder, load_student
+from recipes.common.weights import find_parameters
 from tests.stages import HPARAMS, build, train
 
 
@@ -15,6 +16,14 @@ from tests.stages import HPARAMS, build, train
 def student_run(corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("students") / "encoder"
     train("encoder", corpus, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def joint_run(student_run, corpus, tmp_path_factory) -> Path:
+    """Folder of a run of the last stage, of several epochs, begun with the student."""
+    folder = tmp_path_factory.mktemp("students") / "joint"
+    train("joint", corpus, folder, student_checkpoint=student_run, number_of_epochs=2)
     return folder
 
 
@@ -68,3 +77,39 @@ def test_stage_refuses_the_full_context_form_of_its_encoder(student_run, corpus,
             encoder_checkpoint=student_run,
         )
     assert not (tmp_path / "run/run.json").exists()
+
+
+# Parts that a joint stage has trained
+
+
+def test_parts_of_a_joint_run_go_on_with_its_student(joint_run, corpus, tmp_path):
+    begin = {"student_checkpoint": joint_run, "init_from": joint_run}
+    brain = build("joint", corpus, tmp_path / "joint", **begin).brain
+    begin = {"encoder_checkpoint": joint_run, "init_from": joint_run, "lookahead_size": 3}
+    frozen = build("causal_quantizer", corpus, tmp_path / "quantizer", **begin).brain
+    for name in ("student", "compressor", "decompressor"):
+        file = find_parameters(joint_run, name=name, min_key="reconstruction")
+        best = torch.load(file, weights_only=True)
+        for codec in (brain.codec, frozen.codec):
+            part = getattr(codec, "encoder" if name == "student" else name)
+            assert all(torch.equal(value, best[key]) for key, value in part.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("stage", "encoder", "message"),
+    [
+        ("joint", {}, r"features of encoder .* trained its student the run itself"),
+        ("causal_quantizer", {}, r"features of encoder .* trained its student the run itself"),
+        (
+            "causal_quantizer",
+            {"encoder": "!include:demo/wavlm.yaml"},
+            r"joint \(init_from\) trained a student with causal True, .* has causal False",
+        ),
+    ],
+    ids=["student before it", "frozen encoder", "its teacher"],
+)
+def test_parts_of_a_joint_run_are_refused_by_other_encoders(
+    stage, encoder, message, joint_run, corpus, tmp_path
+):
+    with pytest.raises(ValueError, match=message):
+        build(stage, corpus, tmp_path / "run", init_from=joint_run, lookahead_size=3, **encoder)

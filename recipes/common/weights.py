@@ -1,5 +1,6 @@
 """Weights of modules from what another run has saved, or a codec has."""
 
+import copy
 import logging
 import os
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from speechbrain.utils.checkpoints import METAFNAME
 from focalcodec import FocalCodec
 from focalcodec.hub import load_strict
 from recipes.common.checkpoints import AtomicCheckpointer
+from recipes.common.encoder_form import check_form
 from recipes.common.fingerprint import fingerprint
 from recipes.common.run_folder import read_description
 
@@ -99,19 +101,17 @@ def fill_from_run(
 ) -> None:
     """Load the weights of a run's parts; arguments as in `fill_from`.
 
-    A decompressor with a refiner takes those of one without: the refiner then begins by changing
-    nothing.
-
     Raises
     ------
     FileNotFoundError, RuntimeError : as `find_parameters`.
     ValueError : if the run's encoder is another or a part has another class or size.
     """
-    known = read_description(run)["encoder"]
+    known = _known_encoder(run, encoder=encoder, min_key=min_key)
     if known != fingerprint(encoder):
         raise ValueError(
             f"init_from {run} was trained on features of encoder {known}, this run gives its parts "
-            f"those of {fingerprint(encoder)}; name the same weights in both"
+            f"those of {fingerprint(encoder)}; name the same weights in both, of a run that "
+            "trained its student the run itself"
         )
     for name, module in modules.items():
         if module.state_dict():
@@ -121,6 +121,20 @@ def fill_from_run(
             )
             where = f"the YAML's {name} ({type(module).__name__}) must be that of init_from {file}"
             load_strict(module, state, where=where)
+
+
+def _known_encoder(run: Path, *, encoder: torch.nn.Module, min_key: str) -> str:
+    """Fingerprint of the encoder whose features a run's parts know: its student, if it trains one.
+
+    Arguments and errors as of `fill_from_run`; the student is that of the checkpoint of the parts.
+    """
+    description = read_description(run)
+    if "student" not in description:
+        return description["encoder"]
+    check_form(encoder, description, where=f"{run} (init_from)")
+    student = copy.deepcopy(encoder)
+    load_parameters(student, run, name="student", min_key=min_key)
+    return fingerprint(student)
 
 
 def _without_effect(module: torch.nn.Module) -> dict[str, torch.Tensor]:
