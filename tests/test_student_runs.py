@@ -6,7 +6,7 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from focalcodec import hub
+from focalcodec import FocalCodec, hub
 from recipes.common.encoders import load_encoder, load_student
 from recipes.common.weights import find_parameters
 from tests.stages import HPARAMS, build, train
@@ -98,8 +98,8 @@ def test_parts_of_a_joint_run_go_on_with_its_student(joint_run, corpus, tmp_path
 @pytest.mark.parametrize(
     ("stage", "encoder", "message"),
     [
-        ("joint", {}, r"features of encoder .* trained its student the run itself"),
-        ("causal_quantizer", {}, r"features of encoder .* trained its student the run itself"),
+        ("joint", {}, "features of encoder .*/joint itself if it trained a student"),
+        ("causal_quantizer", {}, "features of encoder .*/joint itself if it trained a student"),
         (
             "causal_quantizer",
             {"encoder": "!include:demo/wavlm.yaml"},
@@ -113,3 +113,36 @@ def test_parts_of_a_joint_run_are_refused_by_other_encoders(
 ):
     with pytest.raises(ValueError, match=message):
         build(stage, corpus, tmp_path / "run", init_from=joint_run, lookahead_size=3, **encoder)
+
+
+# Parts of a codec
+
+
+@pytest.fixture
+def codec_folder(student_run, corpus, tmp_path) -> Path:
+    """Folder of a codec of the stage before the joint one: it has no refiner."""
+    brain = build(
+        "causal_quantizer", corpus, tmp_path / "quantizer", encoder_checkpoint=student_run
+    ).brain
+    brain.codec.save_pretrained(tmp_path / "codec")
+    return tmp_path / "codec"
+
+
+@pytest.mark.parametrize("student", ["run", "codec"])
+def test_joint_stage_begins_with_a_codec_that_has_no_refiner(
+    student, codec_folder, student_run, corpus, tmp_path
+):
+    begin = {"student_checkpoint": student_run if student == "run" else codec_folder}
+    brain = build("joint", corpus, tmp_path / "run", init_from=codec_folder, **begin).brain
+    expected = FocalCodec.from_pretrained(codec_folder).state_dict()
+    parts = ("encoder.", "compressor.", "decompressor.")
+    filled = {k: v for k, v in brain.codec.state_dict().items() if k.startswith(parts)}
+    refiner = {key for key in filled if key.startswith("decompressor.refiner.")}
+    assert refiner == filled.keys() - expected.keys() != set()
+    assert all(torch.equal(filled[key], expected[key]) for key in filled.keys() - refiner)
+    assert not brain.codec.decompressor.refiner.out_proj.weight.any()
+
+
+def test_joint_stage_refuses_a_codec_of_another_student(codec_folder, corpus, tmp_path):
+    with pytest.raises(ValueError, match="know other features; .* with --student_checkpoint"):
+        build("joint", corpus, tmp_path / "run", init_from=codec_folder)

@@ -88,6 +88,11 @@ def fill_from(
     Raises
     ------
     FileNotFoundError, RuntimeError, ValueError : as `fill_from_run` and `fill_from_codec`.
+
+    Notes
+    -----
+    A decompressor with a refiner takes the weights of one without: the refiner then begins by
+    changing nothing.
     """
     if (Path(source) / "run.json").is_file():
         fill_from_run(modules, Path(source), encoder=encoder, min_key=min_key)
@@ -110,41 +115,14 @@ def fill_from_run(
     if known != fingerprint(encoder):
         raise ValueError(
             f"init_from {run} was trained on features of encoder {known}, this run gives its parts "
-            f"those of {fingerprint(encoder)}; name the same weights in both, of a run that "
-            "trained its student the run itself"
+            f"those of {fingerprint(encoder)}; name the same weights in both, or {run} itself if "
+            "it trained a student"
         )
     for name, module in modules.items():
         if module.state_dict():
             file = find_parameters(run, name=name, min_key=min_key)
-            state = _without_effect(module) | torch.load(
-                file, map_location="cpu", weights_only=True
-            )
-            where = f"the YAML's {name} ({type(module).__name__}) must be that of init_from {file}"
-            load_strict(module, state, where=where)
-
-
-def _known_encoder(run: Path, *, encoder: torch.nn.Module, min_key: str) -> str:
-    """Fingerprint of the encoder whose features a run's parts know: its student, if it trains one.
-
-    Arguments and errors as of `fill_from_run`; the student is that of the checkpoint of the parts.
-    """
-    description = read_description(run)
-    if "student" not in description:
-        return description["encoder"]
-    check_form(encoder, description, where=f"{run} (init_from)")
-    student = copy.deepcopy(encoder)
-    load_parameters(student, run, name="student", min_key=min_key)
-    return fingerprint(student)
-
-
-def _without_effect(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Weights of a module's refiner by name, its result 0; empty for a module without one."""
-    state = module.state_dict()
-    refiner = {name: state[name].clone() for name in state if name.startswith("refiner.")}
-    return {
-        name: torch.zeros_like(value) if name.startswith("refiner.out_proj.") else value
-        for name, value in refiner.items()
-    }
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            _fill_part(module, state, name=name, source=file)
 
 
 def fill_from_codec(
@@ -168,8 +146,42 @@ def fill_from_codec(
         raise ValueError(
             f"init_from {codec} has encoder {fingerprint(source.encoder)}, this run has "
             f"{fingerprint(encoder)}, so its parts know other features; take its encoder with "
-            f"--encoder_checkpoint {codec}"
+            f"--encoder_checkpoint {codec}, for a student with --student_checkpoint"
         )
     for name, module in modules.items():
-        where = f"the YAML's {name} ({type(module).__name__}) must be that of init_from {codec}"
-        load_strict(module, getattr(source, name).state_dict(), where=where)
+        _fill_part(module, getattr(source, name).state_dict(), name=name, source=codec)
+
+
+def _known_encoder(run: Path, *, encoder: torch.nn.Module, min_key: str) -> str:
+    """Fingerprint of the encoder whose features a run's parts know: its student, if it trains one.
+
+    Arguments and errors as of `fill_from_run`; the student is that of the checkpoint of the parts.
+    """
+    description = read_description(run)
+    if "student" not in description:
+        return description["encoder"]
+    check_form(encoder, description, where=f"{run} (init_from)")
+    student = copy.deepcopy(encoder)
+    load_parameters(student, run, name="student", min_key=min_key)
+    return fingerprint(student)
+
+
+def _fill_part(
+    module: torch.nn.Module,
+    state: Mapping[str, torch.Tensor],
+    *,
+    name: str,
+    source: str | os.PathLike,
+) -> None:
+    where = f"the YAML's {name} ({type(module).__name__}) must be that of init_from {source}"
+    load_strict(module, _without_effect(module) | state, where=where)
+
+
+def _without_effect(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of a module's refiner by name, its result 0; empty for a module without one."""
+    state = module.state_dict()
+    refiner = {name: state[name].clone() for name in state if name.startswith("refiner.")}
+    return {
+        name: torch.zeros_like(value) if name.startswith("refiner.out_proj.") else value
+        for name, value in refiner.items()
+    }
