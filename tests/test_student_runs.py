@@ -146,3 +146,20 @@ def test_joint_stage_begins_with_a_codec_that_has_no_refiner(
 def test_joint_stage_refuses_a_codec_of_another_student(codec_folder, corpus, tmp_path):
     with pytest.raises(ValueError, match="know other features; .* with --student_checkpoint"):
         build("joint", corpus, tmp_path / "run", init_from=codec_folder)
+
+
+# A stage that was left out
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ("encoder", "student_checkpoint"),
+        ("causal_quantizer", "encoder_checkpoint"),
+        ("joint", "init_from"),
+    ],
+)
+def test_stage_says_which_run_before_it_is_missing(stage, key, corpus, tmp_path):
+    missing = "results/no_such_run/1234"
+    with pytest.raises(FileNotFoundError, match=f"{key} is {missing}, .* train the stage that"):
+        build(stage, corpus, tmp_path / "run", **{key: missing})

@@ -14,7 +14,7 @@ from focalcodec import hub
 from recipes.common.encoder_form import check_form
 from recipes.common.fingerprint import fingerprint
 from recipes.common.run_folder import read_description
-from recipes.common.weights import load_parameters
+from recipes.common.weights import load_parameters, refuse_missing_run
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,8 @@ def load_encoder(
 
     Raises
     ------
-    FileNotFoundError, RuntimeError : if a run has no complete checkpoint of a student.
+    FileNotFoundError, RuntimeError : if there is no such run, or it has no complete checkpoint of a
+        student.
     ValueError : if the encoder has weights and no checkpoint is named, or they are of another size
         or of a student of another form.
     """
@@ -57,6 +58,7 @@ def load_encoder(
         error = "reconstruction" if "quantizer" in description["parameters"] else "distillation"
         load_parameters(encoder, checkpoint, name="student", min_key=error)
     else:
+        refuse_missing_run(checkpoint, key=f"{name}_checkpoint")
         hub.load_encoder_weights(encoder, checkpoint)
 
 

@@ -53,6 +53,31 @@ def find_parameters(path: str | os.PathLike, *, name: str, min_key: str | None) 
     return file
 
 
+def refuse_missing_run(source: str | os.PathLike, *, key: str) -> None:
+    """Refuse a path at which there is nothing, before the hub is asked for a model of that name.
+
+    What begins with results/, where the YAMLs put runs, or as no name of a model does is a path;
+    so is what has several parts, the first of them a folder that is here.
+
+    Parameters
+    ----------
+    source : a path, or a name on the hub.
+    key : of the YAML that it stands under.
+
+    Raises
+    ------
+    FileNotFoundError : if it is a path and does not exist.
+    """
+    source, path = os.fspath(source), Path(source).expanduser()
+    is_path = source.startswith(("results/", ".", "/", "~"))
+    is_path = is_path or (source.count("/") > 1 and Path(path.parts[0]).is_dir())
+    if is_path and not path.exists() and not path.with_name(f"{path.name}.json").is_file():
+        raise FileNotFoundError(
+            f"{key} is {source}, which does not exist; train the stage that gives it first (see "
+            "README.md, Streaming codec), or name the folder that it is in"
+        )
+
+
 def load_parameters(
     module: torch.nn.Module, path: str | os.PathLike, *, name: str, min_key: str | None
 ) -> None:
@@ -94,6 +119,7 @@ def fill_from(
     A decompressor with a refiner takes the weights of one without: the refiner then begins by
     changing nothing.
     """
+    refuse_missing_run(source, key="init_from")
     if (Path(source) / "run.json").is_file():
         fill_from_run(modules, Path(source), encoder=encoder, min_key=min_key)
     else:
