@@ -1,10 +1,12 @@
 """Weights of other runs: where they are found, and what is said where they are not."""
 
+import re
+
 import pytest
 import torch
 
 from recipes.common.checkpoints import AtomicCheckpointer
-from recipes.common.weights import find_parameters, load_parameters
+from recipes.common.weights import find_parameters, load_parameters, refuse_missing_run
 
 MEL = {"first": 2.0, "best": 1.0, "last": 3.0}  # errors of three checkpoints, in their order
 
@@ -94,3 +96,37 @@ def test_a_file_of_something_else_is_refused(run):
     torch.save([torch.ones(2, 3), torch.ones(2)], run / "list.pt")
     with pytest.raises(ValueError, match=r"list\.pt does not fit: it is not a state dict"):
         load_parameters(make_decoder(), run / "list.pt", name="decoder", min_key=None)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "results/causal_encoder/1234",
+        "results/mine",
+        "./mine",
+        "../mine/1",
+        "~/none/1",
+        "trials/a/1",
+    ],
+)
+def test_a_run_that_was_not_trained_yet_is_said_to_be_missing(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trials").mkdir()
+    message = f"student_checkpoint is {re.escape(source)}, which does not exist; train the stage"
+    with pytest.raises(FileNotFoundError, match=message):
+        refuse_missing_run(source, key="student_checkpoint")
+
+
+def test_what_is_there_or_on_the_hub_is_not_said_to_be_missing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/codec.json").write_text("{}")
+    for source in (run, run / "save", "./run", "results/codec", "results/codec.json"):
+        refuse_missing_run(source, key="init_from")
+    for source in (
+        "microsoft/wavlm-large",
+        "owner/name/codec.json",
+        "owner/name/codec",
+        "run/name",
+    ):
+        refuse_missing_run(source, key="init_from")

@@ -21,6 +21,7 @@ from torch.utils.data import DistributedSampler
 from recipes.common import dataio, known_data
 from recipes.common.command_line import parse_command_line, resolved_hash
 from recipes.common.crops import Crops
+from recipes.common.encoder_form import form_of
 from recipes.common.encoders import feature_space, load_encoder, load_student
 from recipes.common.feature_cache import FeatureCache, build_cache, describe_encoder
 from recipes.common.feature_cache.plan import merge_entries
@@ -145,6 +146,7 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
     facts = {
         "weights": weights,
         "features": feature_space(encoder, hparams["encoder_checkpoint"]),
+        "student_form": None if student is None else form_of(student),
         "seed": hparams["seed"],
         "parameters": count_parameters(hparams),
         "hardware": hardware(brain.device),

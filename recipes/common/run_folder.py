@@ -81,6 +81,7 @@ class RunFolder:
         parameters: dict[str, int],
         hardware: dict[str, Any],
         features: str | None = None,
+        student_form: dict[str, Any] | None = None,
     ) -> None:
         """Write ``run.json``; a resumed run adds itself to the list of starts.
 
@@ -96,6 +97,7 @@ class RunFolder:
         hardware : see `hardware`.
         features : fingerprint of the encoder whose features the frozen one gives; None for a run
             that trains nothing on features.
+        student_form : of `recipes.common.encoder_form`; None for a run without a student.
 
         Raises
         ------
@@ -131,6 +133,7 @@ class RunFolder:
                 "versions": {name: _version(name) for name in PACKAGES},
                 **weights,
                 **({} if features is None else {"features": features}),
+                **({} if student_form is None else {"student_form": student_form}),
                 "starts": [*starts, start],
             },
         )
