@@ -368,10 +368,15 @@ def test_region_stays_within_short_audio(listening):
 
 
 def second_tab(page):
-    """Open the same test in another tab of the same browser."""
-    other = page.context.new_page()
-    other.goto(page.url)
-    return other
+    """Open the same test in another tab of the same browser.
+
+    The page opens it itself, so that both are in one process: Chromium now and then keeps what one
+    process has stored from another one.
+    """
+    with page.context.expect_page() as opened:
+        page.evaluate("void window.open(location.href)")
+    opened.value.wait_for_load_state("load")
+    return opened.value
 
 
 def test_closing_a_tab_that_was_left_behind_loses_nothing(listening):
