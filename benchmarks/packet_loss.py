@@ -9,7 +9,6 @@ means over the utterances; what the receiver counted stands beside them.
 """
 
 import argparse
-import re
 import socket
 import statistics
 import subprocess
@@ -111,9 +110,7 @@ def main(argv: list[str]) -> int:
                 sig, rate = soundfile.read(target, dtype="float32")
                 sig = resample(torch.from_numpy(sig), sample_rate=rate, new_sample_rate=SAMPLE_RATE)
                 means = "".join(f"{mean:8.3f}" for mean in scores(sig, utterances))
-                counted = re.search(r"\d+ received.*", said)
-                counted = counted[0] if counted else said.strip()
-                print(f"{conceal:10}{loss:6.0%}{means}  {counted}", flush=True)
+                print(f"{conceal:10}{loss:6.0%}{means}  {said.splitlines()[-1]}", flush=True)
     return 0
 
 
