@@ -19,6 +19,7 @@ from focalcodec.wavlm import WavLM
 from recipes.codecs.focalcodec import FocalCodec as Adapter
 from recipes.common.dataio import collate, load_sig
 from recipes.common.encoders import load_encoder
+from recipes.common.files import file_crc
 from recipes.common.student import Student, layer_feats
 from recipes.common.weights import find_parameters
 from recipes.demo_stream import stream_file
@@ -155,6 +156,25 @@ def test_run_does_not_go_on_from_another_student(runs, corpus, tmp_path):
     shutil.copytree(runs / "encoder", folder)
     with pytest.raises(ValueError, match="begun with weights .* of the student, .*student_checkp"):
         build("encoder", corpus, folder, student_checkpoint="null", number_of_epochs=4)
+
+
+def test_result_of_a_run_is_the_checkpoint_that_later_stages_take(runs, corpus, tmp_path):
+    """A run that goes on and gets no better keeps it."""
+    folder = tmp_path / "encoder"
+    shutil.copytree(runs / "encoder", folder)
+    brain = build("encoder", corpus, folder, student_checkpoint=runs / "embedding").brain
+    start(brain)
+    results = []
+    for error in (None, 1e6, 0.0):
+        if error is not None:
+            brain.modules.student.encoder.norm.bias.data.add_(1)
+            brain.checkpointer.save_checkpoint(meta={"distillation": error})
+            brain.on_evaluate_start(min_key="distillation")
+        results.append(json.loads((folder / "best_checkpoint.json").read_text()))
+        file = find_parameters(folder, name="student", min_key="distillation")
+        assert results[-1]["student.ckpt"] == file_crc(file)
+    assert results[0] == results[1] != results[2]
+    assert results[1]["student.ckpt"] != results[2]["student.ckpt"]
 
 
 def test_parts_of_another_encoder_are_refused(runs, corpus, tmp_path):

@@ -24,6 +24,7 @@ import speechbrain as sb
 import torch
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.nnet.schedulers import update_learning_rate
+from speechbrain.utils.checkpoints import Checkpoint
 from speechbrain.utils.distributed import if_main_process, main_process_only
 from speechbrain.utils.optimizers import rm_vector_weight_decay
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from focalcodec.resampling import resample
 from recipes.common import cost
 from recipes.common.audio_scores import AudioScores
 from recipes.common.dataio import read_bad_files
+from recipes.common.files import write_json
 from recipes.common.frozen_features import Augment, Features, FrozenFeatures
 from recipes.common.interruption import Interrupted, Interruption
 from recipes.common.random_state import RandomState
@@ -358,11 +360,13 @@ class CodecBrain(sb.Brain):
         """Load the best checkpoint; it must exist, a test of untrained modules would be no test."""
         if not self.test_only:  # a kill may have come between the last save and its deletions
             self.checkpointer.delete_checkpoints(num_to_keep=1, min_keys=[self.selection_key])
-        if self.checkpointer.find_checkpoint(min_key=min_key) is None:
+        best = self.checkpointer.find_checkpoint(min_key=min_key)
+        if best is None:
             raise RuntimeError(
                 f"no checkpoint with {min_key} in {self.hparams.save_folder}: train before the "
                 "test (without --test_only)"
             )
+        self._write_best(best)
         super().on_evaluate_start(max_key=max_key, min_key=min_key)
         if self._started is None:
             self.run_log.reopen()
@@ -502,6 +506,12 @@ class CodecBrain(sb.Brain):
         else:
             self._write_line({"test of step": self.optimizer_step}, test=values)
             self.audio_scores.write_tables(self.run_log.folder)
+
+    @main_process_only
+    def _write_best(self, best: Checkpoint) -> None:
+        """CRC-32 of the best checkpoint's files: what a stage that begins with this run reads."""
+        crcs = {name: crc for name, (_, crc) in sorted(best.meta["files"].items())}
+        write_json(self.run_log.folder / "best_checkpoint.json", crcs)
 
     def set_learning_rate(self, value: float) -> None:
         """Set the learning rate of every optimizer."""
