@@ -30,7 +30,6 @@ from speechbrain.utils.optimizers import rm_vector_weight_decay
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from focalcodec.resampling import resample
 from recipes.common import cost
 from recipes.common.audio_scores import AudioScores
 from recipes.common.dataio import read_bad_files
@@ -521,14 +520,11 @@ class CodecBrain(sb.Brain):
     def score_audio(
         self, batch: Any, stage: sb.Stage, decoded: dict[str, Tensor], *, sample_rate: int
     ) -> None:
-        """Score and write decoded signals, see `recipes.common.audio_scores.AudioScores.append`.
-
-        Signals of another ``sample_rate`` (Hz) than the encoder's are resampled before.
-        """
-        rates = {"sample_rate": sample_rate, "new_sample_rate": self.encoder.sample_rate}
+        """Score and write decoded signals, see `recipes.common.audio_scores.AudioScores.append`."""
         self.audio_scores.append(
             batch,
-            {prefix: resample(sig.cpu().float(), **rates) for prefix, sig in decoded.items()},
+            decoded,
+            sample_rate=sample_rate,
             subset=stage.name.lower(),
             step=self.optimizer_step,
             with_ref=stage == sb.Stage.TEST,
