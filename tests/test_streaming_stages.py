@@ -25,7 +25,7 @@ from recipes.common.weights import find_parameters
 from recipes.demo_stream import stream_file
 from recipes.evaluation.tasks import Streaming
 from recipes.export import export
-from tests.stages import STREAMING, build, fit_one, start, steps_of, train
+from tests.stages import STREAMING, build, start, steps_of, train
 
 ERRORS = {
     "wavenext": "mel",
@@ -241,11 +241,11 @@ def test_padding_counts_in_no_loss(stage, terms, corpus, tmp_path):
 def test_gradients_reach_what_is_trained_and_nothing_else(stage, corpus, tmp_path):
     brain, loader, _, _ = build(stage, corpus, tmp_path / "run")
     start(brain)
-    fit_one(brain, next(iter(loader)))  # zero refiners have no gradient behind them at first
     update = next(brain.updates(next(iter(loader))))
     update.loss.backward()
     for name, parameter in brain.modules.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, name
+        reached = parameter.grad is not None and bool(parameter.grad.any())
+        assert reached == parameter.requires_grad, name
     assert all(parameter.grad is None for parameter in brain.encoder.parameters())
 
 
