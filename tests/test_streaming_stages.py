@@ -252,22 +252,30 @@ def test_gradients_reach_what_is_trained_and_nothing_else(stage, corpus, tmp_pat
 # Two rates
 
 
-def test_segments_at_24_khz_are_those_of_the_features_frames(corpus, tmp_path):
-    brain, loader, _, _ = build("wavenext", corpus, tmp_path / "run", batch_size=4)
+@pytest.mark.parametrize("size", [20, 90], ids=["part of the utterance", "longer than it"])
+def test_segments_at_24_khz_are_those_of_the_features_frames(size, corpus, tmp_path):
+    """One that is longer goes round: after the last frame comes the first, in both."""
+    options = {"batch_size": 6, "segment_frames": size}
+    brain, loader, _, _ = build("wavenext", corpus, tmp_path / "run", **options)
     start(brain)
     batch = next(iter(loader))
     feats, sig, _ = brain.segments(batch)
-    assert feats.shape == (4, 20, 64) and sig.shape == (4, 20 * 480)
+    assert feats.shape == (6, size, 64) and sig.shape == (6, size * 480)
+    rates = [
+        soundfile.info(loader.dataset.data[utterance]["wav"]).samplerate for utterance in batch.id
+    ]
+    assert sorted(rates) == [16000] * 4 + [24000] * 2
     whole = brain.features(batch).feats
     for row, (utterance, frames) in enumerate(zip(batch.id, batch.frames.data, strict=True)):
-        first = int(frames[0, 0])
-        assert torch.equal(feats[row], whole[row, first : first + 20])
         path = loader.dataset.data[utterance]["wav"]
-        full = load_sig(path, sample_rate=24000)
-        part = full[first * 480 : (first + 20) * 480]
-        assert torch.equal(sig[row, : len(part)], part)
-        assert not sig[row, len(part) :].any()
-        assert abs(len(full) / 24000 - len(load_sig(path, sample_rate=16000)) / 16000) < 1e-4
+        full, heard = (load_sig(path, sample_rate=rate) for rate in (24000, 16000))
+        assert abs(len(full) / 24000 - len(heard) / 16000) < 1e-4
+        total = -(-len(heard) // 320)
+        assert (size < total) == (size == 20)
+        places = (int(frames[0, 0]) + torch.arange(size)) % total
+        assert torch.equal(feats[row], whole[row, places])
+        full = torch.nn.functional.pad(full, (0, total * 480 - len(full)))
+        assert torch.equal(sig[row], full.unflatten(0, (total, 480))[places].flatten())
 
 
 @pytest.mark.parametrize("stage", ["wavenext", "joint"])
