@@ -63,15 +63,15 @@ _SMALL = {
 _DECODES_NOTHING = ("kmeans", "embedding", "encoder")
 
 
-def write_corpus(folder: Path) -> None:
+def write_corpus(folder: Path, *, rates: tuple[int, ...] = (16000,)) -> None:
     """LibriTTS-shaped tree of harmonic tones, 1 to 1.5 s, of lengths that no factor divides.
 
-    Every third one to train on is at 24 kHz, as LibriTTS is, the others are at 16 kHz.
+    What is to be trained on has the ``rates`` (Hz) in turn, the rest is at 16 kHz.
     """
     source = random.Random(0)
     for split, number in {"train-clean-100": 6, "dev-clean": 3, "test-clean": 2}.items():
         for index in range(number):
-            rate = 24000 if split == "train-clean-100" and index % 3 == 0 else 16000
+            rate = rates[index % len(rates)] if split == "train-clean-100" else 16000
             time = np.arange((16000 + source.randrange(8000)) * rate // 16000) / rate
             pitch = source.uniform(90, 250) * (1 + 0.1 * np.sin(2 * np.pi * 3 * time))
             phase = 2 * np.pi * np.cumsum(pitch) / rate

@@ -25,7 +25,7 @@ from recipes.common.weights import find_parameters
 from recipes.demo_stream import stream_file
 from recipes.evaluation.tasks import Streaming
 from recipes.export import export
-from tests.stages import STREAMING, build, start, steps_of, train
+from tests.stages import STREAMING, build, start, steps_of, train, write_corpus
 
 ERRORS = {
     "wavenext": "mel",
@@ -45,6 +45,14 @@ tiny = partial(
     conv_pos=8,
     conv_pos_groups=2,
 )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Every third file to train on is at 24 kHz, as those of LibriTTS are."""
+    folder = tmp_path_factory.mktemp("two_rates")
+    write_corpus(folder, rates=(24000, 16000, 16000))
+    return folder
 
 
 @pytest.fixture(scope="module")
