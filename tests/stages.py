@@ -63,18 +63,22 @@ _SMALL = {
 _DECODES_NOTHING = ("kmeans", "embedding", "encoder")
 
 
-def write_corpus(folder: Path) -> None:
-    """LibriTTS-shaped tree of harmonic tones, 1 to 1.5 s, of lengths that no factor divides."""
+def write_corpus(folder: Path, *, rates: tuple[int, ...] = (16000,)) -> None:
+    """LibriTTS-shaped tree of harmonic tones, 1 to 1.5 s, of lengths that no factor divides.
+
+    What is to be trained on has the ``rates`` (Hz) in turn, the rest is at 16 kHz.
+    """
     source = random.Random(0)
     for split, number in {"train-clean-100": 6, "dev-clean": 3, "test-clean": 2}.items():
         for index in range(number):
-            time = np.arange(16000 + source.randrange(8000)) / 16000
+            rate = rates[index % len(rates)] if split == "train-clean-100" else 16000
+            time = np.arange((16000 + source.randrange(8000)) * rate // 16000) / rate
             pitch = source.uniform(90, 250) * (1 + 0.1 * np.sin(2 * np.pi * 3 * time))
-            phase = 2 * np.pi * np.cumsum(pitch) / 16000
+            phase = 2 * np.pi * np.cumsum(pitch) / rate
             sig = sum(np.sin(k * phase) / k for k in range(1, 12)) * np.hanning(len(time)) * 0.2
             path = folder / split / f"{index}" / "1" / f"{split}_{index}.wav"
             path.parent.mkdir(parents=True)
-            soundfile.write(path, sig, 16000)
+            soundfile.write(path, sig, rate)
 
 
 def options(stage: str, corpus: Path, output: Path, **overrides) -> list[str]:

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from focalcodec.resampling import resample
 from recipes.common.audio_scores import AudioScores
 from recipes.common.run_log import RunLog
 from recipes.common.score_models import ScoreModels, named_models
@@ -37,7 +39,7 @@ def _append(scores: AudioScores) -> torch.Tensor:
     lens = torch.tensor([1.0, 0.75])
     decoded = {"hyp": add_noise(sig, snr_db=0), "rec": add_noise(sig, snr_db=10)}
     batch = SimpleNamespace(sig=(sig, lens), id=IDS, language=["nl", "en"])
-    scores.append(batch, decoded, subset="test", step=1, with_ref=True)
+    scores.append(batch, decoded, sample_rate=RATE, subset="test", step=1, with_ref=True)
     return sig
 
 
@@ -55,6 +57,27 @@ def test_every_prefix_has_every_score(scores, models):
     assert summary["ref_dwer"] == summary["ref_dcer"] == summary["ref_stft_distance"] == 0
     assert summary["ref_sim"] == pytest.approx(1) == summary["ref_sim_strict"]
     assert 0 < summary["rec_stft_distance"] < summary["hyp_stft_distance"]
+
+
+def test_only_what_is_chosen_is_resampled(tmp_path):
+    """Of two utterances one, to the rate of the reference."""
+    run_log = RunLog(tmp_path / "run", sample_rate=RATE)
+    scores = AudioScores(["stft_distance"], sample_rate=RATE, run_log=run_log)
+    high = resample(voice(2.0), sample_rate=RATE, new_sample_rate=24_000).expand(2, -1)
+    sig = resample(high, sample_rate=24_000, new_sample_rate=RATE)
+    work = []
+    for scored, written in ((1, 0), (0, 1), (2, 2), (0, 0)):
+        scores.choose("valid", IDS, scored=scored, written=written)
+        scores.clear()
+        batch = SimpleNamespace(sig=(sig, torch.ones(2)), id=IDS, language=["en", "en"])
+        options = {"sample_rate": 24_000, "subset": "valid", "step": 1, "with_ref": False}
+        with FlopCounterMode(display=False) as counter:
+            scores.append(batch, {"hyp": high}, **options)
+        work.append(counter.flop_counts["Global"].get(torch.ops.aten.convolution, 0))
+        if scored:
+            assert scores.summarize()["hyp_stft_distance"] == pytest.approx(0, abs=1e-4)
+    run_log.close()
+    assert work[0] == work[1] > 0 and work[2:] == [2 * work[0], 0]
 
 
 def test_targets_are_transcribed_once_for_all_prefixes(scores, models):

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from recipes.codecs.chunked import Chunked
 from recipes.codecs.focalcodec import FocalCodec
+from recipes.codecs.live import Live
+from tests.causal_codecs import CODECS, make_causal_codec
 from tests.tiny_codecs import Pcm, Plateau, noise
 
 SIZES = {
@@ -93,6 +95,22 @@ def test_what_comes_after_chunk_and_overlap_changes_nothing_before(codec):
 
 def test_latency_is_chunk_and_overlap():
     assert Chunked(Pcm(), chunk_size=8000, overlap=250).latency_ms == pytest.approx(515.625)
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 20, 40, 60, 97, 250])
+def test_live_latency_is_the_longest_that_a_sample_waits_for_its_tokens(size, tmp_path):
+    make_causal_codec(**CODECS["published"]).save_pretrained(tmp_path)
+    codec = FocalCodec(checkpoint=tmp_path)
+    assert codec.model.chunk_size == 40 and codec.samples_per_tok == 10
+    stream, num_encoded, longest = codec.open_stream(), 0, 0
+    sig = noise(1, 40 * size)  # pieces and the codec's chunks have ended together by then
+    for arrived in range(size, sig.shape[1] + 1, size):
+        toks = stream.encode(sig[:, arrived - size : arrived])
+        if toks.shape[1]:
+            longest = max(longest, arrived - num_encoded)
+        num_encoded += toks.shape[1] * codec.samples_per_tok
+    assert num_encoded == sig.shape[1]
+    assert Live(codec, chunk_size=size).latency_ms == pytest.approx(1000 * longest / 16_000)
 
 
 def test_chunks_that_disagree_are_cross_faded_linearly():

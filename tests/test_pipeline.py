@@ -130,13 +130,16 @@ def test_killed_pipeline_goes_on_and_begins_anew_what_has_changed(checkout, corp
     # The encoder is trained for longer: it goes on, and what was begun with it begins anew.
     before = (output / "joint/run.json").read_text()
     small_options(checkout, corpus, encoder=12)
-    due = workflows.commands(workflows.finish(checkout, SNAKEFILE, *dry))
-    assert {Path(folder).name for folder in due} == {"encoder", "quantizer", "joint"}
-    workflows.finish(checkout, SNAKEFILE, *options)
+    printed = workflows.finish(checkout, SNAKEFILE, *dry)
+    due = {Path(folder).name for folder in workflows.commands(printed)}
+    assert due == {"encoder", "quantizer", "joint"}
+    assert printed.count("-m recipes.export") == 1 and printed.count("-m recipes.evaluate") == 2
+    upto_joint = ("run/joint/finished", *options)
+    workflows.finish(checkout, SNAKEFILE, *upto_joint)
     assert step_numbers(output / "encoder") == list(range(1, 13))
     (aside,) = output.glob("joint.*")
     assert (aside / "run.json").read_text() == before
     assert len(json.loads((output / "joint/run.json").read_text())["starts"]) == 1
     assert len(list(output.glob("quantizer.*"))) == 1
     assert not list(output.glob("decoder.*")) and not list(output.glob("embedding.*"))
-    assert "Nothing to be done" in workflows.finish(checkout, SNAKEFILE, *dry)
+    assert "Nothing to be done" in workflows.finish(checkout, SNAKEFILE, "--dry-run", *upto_joint)

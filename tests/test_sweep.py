@@ -192,7 +192,7 @@ def test_only_a_run_at_its_time_limit_is_queued_again(slurm, status, requeued):
         "SLURM_JOB_ID": "7",
         "TIMEOUT_STATUS": str(status),
     }
-    words = ["bash", "recipes/ablation/run.sh", ".", "60", "python", "train_decoder.py"]
+    words = ["bash", "recipes/ablation/run.sh", "run", "60", "python", "train_decoder.py"]
     done = subprocess.run(words, cwd=slurm, env=environment, capture_output=True, text=True)
     assert done.returncode == status
     assert done.stdout.splitlines()[0] == "timeout --foreground 3300 python train_decoder.py"
@@ -202,7 +202,7 @@ def test_only_a_run_at_its_time_limit_is_queued_again(slurm, status, requeued):
 
 def test_a_second_process_waits_for_the_first(checkout):
     """One that survived its sweep and the one that goes on never work in one folder."""
-    run = ["bash", "recipes/ablation/run.sh", ".", "60", "bash", "-c"]
+    run = ["bash", "recipes/ablation/run.sh", "run", "60", "bash", "-c"]
     script = "echo begin; sleep 0.5; echo end"
     environment = {name: os.environ[name] for name in os.environ if name != "SLURM_JOB_ID"}
     with open(checkout / "order", "a") as order:

@@ -12,8 +12,7 @@ if [ "$minutes" -lt 10 ]; then
     exit 2
 fi
 trap : TERM # which the command gets as well: wait until it has saved
-exec 9> "$folder/lock"
-flock 9 # an earlier process may have survived its sweep; the lock ends with its holder
+. recipes/ablation/lock.sh "$folder" || exit
 
 if [ -z "${SLURM_JOB_ID:-}" ]; then
     "$@"

@@ -4,6 +4,8 @@ Unlike with `recipes.codecs.chunked`, nothing is sent twice and the result does 
 the speech was cut: it is that of the whole signal.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,8 @@ class Live:
     Attributes
     ----------
     bitrate, bitrate_with_context : bit/s that are sent: those of the codec.
-    latency_ms : time from a sample to its tokens at worst, without computation.
+    latency_ms : time from a sample to its tokens at worst, without computation: it waits for the
+        end of its piece as well as for that of the codec's own chunk.
 
     Raises
     ------
@@ -34,7 +37,9 @@ class Live:
         self.codec = codec
         self.chunk_size = chunk_size
         self.bitrate = self.bitrate_with_context = codec.bitrate
-        self.latency_ms = codec.latency_ms
+        own_chunk = round(codec.latency_ms * codec.sample_rate / 1000)
+        waited = chunk_size + own_chunk - math.gcd(chunk_size, own_chunk)
+        self.latency_ms = 1000 * waited / codec.sample_rate
 
     @torch.no_grad()
     def resynthesize(self, sig: Tensor) -> Resynthesis:

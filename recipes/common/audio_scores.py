@@ -8,6 +8,7 @@ import torch
 from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 
+from focalcodec.resampling import resample
 from recipes.common.metrics import AudioMetrics
 from recipes.common.run_log import RunLog
 from recipes.common.score_models import DEFAULT_MODELS, ScoreModels
@@ -29,7 +30,7 @@ class AudioScores:
     Parameters
     ----------
     names : metrics, see `recipes.common.metrics.AudioMetrics`.
-    sample_rate : Hz.
+    sample_rate : at which signals are scored and written, in Hz.
     run_log : where audio is written.
     models : which models score, and where they run.
 
@@ -65,26 +66,38 @@ class AudioScores:
         self.metrics = {}
 
     def append(
-        self, batch: Any, decoded: dict[str, Tensor], *, subset: str, step: int, with_ref: bool
+        self,
+        batch: Any,
+        decoded: dict[str, Tensor],
+        *,
+        sample_rate: int,
+        subset: str,
+        step: int,
+        with_ref: bool,
     ) -> None:
         """Score and write decoded signals (B, T') of at least the length of the batch's own.
 
-        ``with_ref`` also scores the reference itself, the ceiling of metrics that need none.
+        ``sample_rate`` (Hz) is that of ``decoded``; what is chosen is resampled. ``with_ref`` also
+        scores the reference itself, the ceiling of metrics that need none.
         """
         sig, lens = batch.sig
-        chosen = self.chosen[subset]
+        scored, written = self.chosen[subset]
+        rates = {"sample_rate": sample_rate, "new_sample_rate": self.sample_rate}
         for row, utterance in enumerate(batch.id):
+            if utterance not in scored | written:
+                continue
             size = round(float(lens[row]) * sig.shape[1])
             ref_sig = sig[row, :size].float().cpu()
             signals = {"ref": ref_sig}
-            signals |= {prefix: rows[row, :size].float().cpu() for prefix, rows in decoded.items()}
+            for prefix, rows in decoded.items():
+                signals[prefix] = resample(rows[row].float().cpu(), **rates)[:size]
             for prefix, signal in signals.items():
-                if utterance in chosen.scored and (with_ref or prefix in decoded):
+                if utterance in scored and (with_ref or prefix in decoded):
                     language = batch.language[row]
                     self._metrics(prefix).append(
                         [utterance], [ref_sig], [signal], languages=[language]
                     )
-                if utterance in chosen.written:
+                if utterance in written:
                     self.run_log.audio(f"{subset}/{utterance}/{prefix}", step, signal)
 
     def summarize(self) -> dict[str, Any]:

@@ -24,15 +24,16 @@ import speechbrain as sb
 import torch
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.nnet.schedulers import update_learning_rate
+from speechbrain.utils.checkpoints import Checkpoint
 from speechbrain.utils.distributed import if_main_process, main_process_only
 from speechbrain.utils.optimizers import rm_vector_weight_decay
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from focalcodec.resampling import resample
 from recipes.common import cost
 from recipes.common.audio_scores import AudioScores
 from recipes.common.dataio import read_bad_files
+from recipes.common.files import write_json
 from recipes.common.frozen_features import Augment, Features, FrozenFeatures
 from recipes.common.interruption import Interrupted, Interruption
 from recipes.common.random_state import RandomState
@@ -358,11 +359,13 @@ class CodecBrain(sb.Brain):
         """Load the best checkpoint; it must exist, a test of untrained modules would be no test."""
         if not self.test_only:  # a kill may have come between the last save and its deletions
             self.checkpointer.delete_checkpoints(num_to_keep=1, min_keys=[self.selection_key])
-        if self.checkpointer.find_checkpoint(min_key=min_key) is None:
+        best = self.checkpointer.find_checkpoint(min_key=min_key)
+        if best is None:
             raise RuntimeError(
                 f"no checkpoint with {min_key} in {self.hparams.save_folder}: train before the "
                 "test (without --test_only)"
             )
+        self._write_best(best)
         super().on_evaluate_start(max_key=max_key, min_key=min_key)
         if self._started is None:
             self.run_log.reopen()
@@ -503,6 +506,12 @@ class CodecBrain(sb.Brain):
             self._write_line({"test of step": self.optimizer_step}, test=values)
             self.audio_scores.write_tables(self.run_log.folder)
 
+    @main_process_only
+    def _write_best(self, best: Checkpoint) -> None:
+        """CRC-32 of the best checkpoint's files: what a stage that begins with this run reads."""
+        crcs = {name: crc for name, (_, crc) in sorted(best.meta["files"].items())}
+        write_json(self.run_log.folder / "best_checkpoint.json", crcs)
+
     def set_learning_rate(self, value: float) -> None:
         """Set the learning rate of every optimizer."""
         for optimizer in self.optimizers_dict.values():
@@ -511,14 +520,11 @@ class CodecBrain(sb.Brain):
     def score_audio(
         self, batch: Any, stage: sb.Stage, decoded: dict[str, Tensor], *, sample_rate: int
     ) -> None:
-        """Score and write decoded signals, see `recipes.common.audio_scores.AudioScores.append`.
-
-        Signals of another ``sample_rate`` (Hz) than the encoder's are resampled before.
-        """
-        rates = {"sample_rate": sample_rate, "new_sample_rate": self.encoder.sample_rate}
+        """Score and write decoded signals, see `recipes.common.audio_scores.AudioScores.append`."""
         self.audio_scores.append(
             batch,
-            {prefix: resample(sig.cpu().float(), **rates) for prefix, sig in decoded.items()},
+            decoded,
+            sample_rate=sample_rate,
             subset=stage.name.lower(),
             step=self.optimizer_step,
             with_ref=stage == sb.Stage.TEST,
