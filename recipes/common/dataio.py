@@ -71,8 +71,8 @@ def load_sig(
 ) -> Tensor:
     """Load a file, or a part of it, as a mono waveform at ``sample_rate``.
 
-    A part equals the same slice of the whole file, also when the rate
-    changes, and only the part is decoded. Peaks of float files beyond [-1, 1] are kept.
+    A part equals the same slice of the whole file, up to rounding when the rate changes, and only
+    the part is decoded. Peaks of float files beyond [-1, 1] are kept.
 
     Parameters
     ----------
