@@ -67,13 +67,20 @@ def layer_feats(
 
     Parameters
     ----------
-    encoder : a `focalcodec.wavlm.WavLM`.
+    encoder : a `focalcodec.wavlm.WavLM`; of one without layers, such as log-mel, the features stand
+        for each layer.
     sig : (B, T) at the encoder's rate.
     lens : (B,) relative lengths.
     depth : Transformer layers to go through; None for all of them.
     """
     sig, lens, mask = complete(encoder, sig, lens=lens)
-    return LayerFeats(encoder.layer_feats(sig, lens=lens, depth=depth), mask)
+    if hasattr(encoder, "layer_feats"):
+        return LayerFeats(encoder.layer_feats(sig, lens=lens, depth=depth), mask)
+    if depth is None:
+        raise ValueError(
+            f"{type(encoder).__name__} has no layers; depth says for how many it stands"
+        )
+    return LayerFeats([encoder(sig, lens=lens)] * (1 + depth), mask)
 
 
 def train_only(module: nn.Module, trained: Sequence[str]) -> None:
