@@ -205,9 +205,9 @@ def test_decoder_of_the_teacher_decodes_its_student_and_no_stranger(runs, corpus
 def test_teacher_and_student_agree_about_frames(sizes):
     sig = torch.randn(len(sizes), max(sizes), generator=torch.Generator().manual_seed(0))
     lens = torch.tensor([size / max(sizes) for size in sizes])
-    for encoder in (tiny().eval(), tiny(causal=True, window_size=8).eval()):
+    for encoder in (tiny().eval(), tiny(causal=True, window_size=8).eval(), LogMel()):
         with torch.no_grad():
-            layers, mask = layer_feats(encoder, sig, lens=lens)
+            layers, mask = layer_feats(encoder, sig, lens=lens, depth=2)
         assert mask.sum(1).tolist() == [-(-size // 320) for size in sizes]
         assert {layer.shape[:2] for layer in layers} == {mask.shape} and len(layers) == 3
 

@@ -50,6 +50,7 @@ def test_pipe_to_pipe_is_the_codec_offline(live_codec, root):
     found = torch.from_numpy(np.frombuffer(done.stdout, "<i2").astype(np.float32) / 32768)
     resampled = resample(sig, sample_rate=48_000, new_sample_rate=16_000)
     expected = live_codec.toks_to_sig(live_codec.sig_to_toks(resampled[None]))[0, :20_002]
+    expected = expected.clamp(max=1 - 2**-15)  # the largest sample of 16 bits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 + HALF_STEP)
     assert done.stderr.startswith(b"0.8 s of speech, real-time factor ")
 
