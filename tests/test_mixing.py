@@ -14,6 +14,7 @@ from recipes.common.mixing import (
     load_noise,
     load_reference,
     load_target,
+    load_targets,
     mix,
     mix_at_snr,
 )
@@ -128,3 +129,14 @@ def test_target_and_reference_are_files_of_their_own(tmp_path):
     row = {key: str(path) for key, path in paths.items()}
     for key, load in (("wav", load_input), ("target", load_target), ("reference", load_reference)):
         assert torch.equal(load(row), load_sig(paths[key], sample_rate=16_000))
+
+
+def test_targets_are_one_signal_or_both_speakers(tmp_path):
+    paths = [str(write_sig(tmp_path / f"{i}.wav", seed=i)) for i in range(3)]
+    row = dict(zip(("wav", "target", "target_2"), paths, strict=True))
+    sigs = [load_sig(path, sample_rate=24_000) for path in paths[1:]]
+    assert all(map(torch.equal, load_targets(row, sample_rate=24_000), sigs))
+    assert len(load_targets(row)) == 2
+    del row["target_2"]
+    (target,) = load_targets(row)
+    assert torch.equal(target, load_target(row))

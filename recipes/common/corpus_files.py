@@ -24,7 +24,8 @@ class Utterance(NamedTuple):
     """One audio file of a corpus before its header was read.
 
     ``keys`` are further keys of its row in the manifest. A `Path` among them is an audio file whose
-    header is read as well; without it, or if ``target`` is not as long, the utterance is bad.
+    header is read as well; without it, or if ``target`` or ``target_2`` are not as long, the
+    utterance is bad.
     """
 
     path: Path

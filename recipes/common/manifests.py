@@ -11,17 +11,19 @@ A manifest is JSON, one utterance a line, sorted by id, for SpeechBrain's ``Dyna
                           "num_samples": 76800, "sample_rate": 24000, "speaker": "84",
                           "text": "only where it is known"}}
 
-Test sets have more keys where they need them; `recipes.common.mixing` loads what they name:
+Rows have more keys where a task needs them; `recipes.common.mixing` loads the audio they name:
 
 ===================== ============================================================================
 ``language``          ISO 639-1 code of what is spoken; without it, English
 ``target``            file that decoded audio is compared with; without it, ``wav`` itself. As long
                       as ``wav``, but for voice conversion, where it is another speaker's
+``target_2``          file of a mixture's second speaker, as long as ``wav``; the first is ``target``
 ``reference``         file of the voice to convert to, and its ``reference_speaker``
 ``noise``             file to be mixed with ``wav`` (first channel, at 16 kHz), with the linear
                       factors ``speech_gain`` and ``noise_gain``; the target is then ``wav`` times
                       ``speech_gain``
 ``snr_db``            signal-to-noise ratio of that mixture, where it was chosen
+``emotion``           class of what is heard, such as ``anger``
 ===================== ============================================================================
 
 A path in the data folder begins with ``{data_root}``; one elsewhere is absolute.
@@ -323,8 +325,8 @@ def _read_entry(
             found = header(other)
         except BadAudioError as error:
             raise BadAudioError(path, f"its {key} {error}") from error
-        if key == "target" and "reference" not in utterance.keys:
-            _check_as_long(path, (sample_rate, num_samples), other, found)
+        if key in ("target", "target_2") and "reference" not in utterance.keys:
+            _check_as_long(path, (sample_rate, num_samples), key, other, found)
     text = read_text(path)
     return {
         "wav": path,
@@ -338,12 +340,12 @@ def _read_entry(
 
 
 def _check_as_long(
-    path: Path, header: tuple[int, int], target: Path, found: tuple[int, int]
+    path: Path, header: tuple[int, int], key: str, target: Path, found: tuple[int, int]
 ) -> None:
     if header != found:
         raise BadAudioError(
             path,
-            f"{header[1]} samples at {header[0]} Hz, but its target {target} has {found[1]} at "
+            f"{header[1]} samples at {header[0]} Hz, but its {key} {target} has {found[1]} at "
             f"{found[0]} Hz; they must be the same recording",
         )
 

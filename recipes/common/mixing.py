@@ -75,6 +75,21 @@ def load_target(row: Mapping[str, Any], *, sample_rate: int = SAMPLE_RATE) -> Te
     return resample(sig, sample_rate=SAMPLE_RATE, new_sample_rate=sample_rate)
 
 
+def load_targets(row: Mapping[str, Any], *, sample_rate: int = SAMPLE_RATE) -> list[Tensor]:
+    """Load every signal that is to be made of the input: ``target``, and ``target_2`` if there is.
+
+    The first as `load_target` gives it. Parameters and errors as those of `load_input`.
+
+    Returns
+    -------
+    One signal (T,), or both speakers' of a mixture, each as long as the input at the same rate.
+    """
+    first = load_target(row, sample_rate=sample_rate)
+    if "target_2" not in row:
+        return [first]
+    return [first, load_sig(row["target_2"], sample_rate=sample_rate)]
+
+
 def load_reference(row: Mapping[str, Any], *, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """Load the voice to convert to; parameters, result and errors as those of `load_input`.
 
