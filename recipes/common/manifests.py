@@ -17,7 +17,7 @@ Rows have more keys where a task needs them; `recipes.common.mixing` loads the a
 ``language``          ISO 639-1 code of what is spoken; without it, English
 ``target``            file that decoded audio is compared with; without it, ``wav`` itself. As long
                       as ``wav``, but for voice conversion, where it is another speaker's
-``target_2``          file of a mixture's second speaker (``target`` is the first), as long as ``wav``
+``target_2``          file of a mixture's second speaker (``target``: the first), as long as ``wav``
 ``reference``         file of the voice to convert to, and its ``reference_speaker``
 ``noise``             file to be mixed with ``wav`` (first channel, at 16 kHz), with the linear
                       factors ``speech_gain`` and ``noise_gain``; the target is then ``wav`` times
