@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recipes.common.brain import CodecBrain, Update, unwrapped
+from recipes.common.brain import CodecBrain
 from recipes.common.crops import cut
 from recipes.common.ema import MovingAverage
 from recipes.common.experiment import run_experiment
+from recipes.common.training_brain import Update, unwrapped
 
 Maps = list[list[Tensor]]  # feature maps of each discriminator
 

@@ -17,10 +17,11 @@ import speechbrain as sb
 import torch
 from torch import Tensor
 
-from recipes.common.brain import CodecBrain, Update
+from recipes.common.brain import CodecBrain
 from recipes.common.experiment import run_experiment
 from recipes.common.losses import masked_mse, rank_share
 from recipes.common.student import layer_feats
+from recipes.common.training_brain import Update
 
 
 class Distances(NamedTuple):

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import speechbrain as sb
 from torch import Tensor, nn
 
-from recipes.common.brain import CodecBrain, Update
+from recipes.common.brain import CodecBrain
 from recipes.common.code_usage import CodeUsage
 from recipes.common.encoders import feature_space, features_of
 from recipes.common.experiment import run_experiment
@@ -30,6 +30,7 @@ from recipes.common.feature_moments import FeatureMoments
 from recipes.common.kmeans import load_centroids
 from recipes.common.losses import masked_mse, rank_share
 from recipes.common.run_folder import read_description
+from recipes.common.training_brain import Update
 from recipes.common.weights import load_parameters
 
 logger = logging.getLogger(__name__)

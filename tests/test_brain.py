@@ -9,8 +9,8 @@ import speechbrain as sb
 import torch
 from torch.overrides import TorchFunctionMode
 
-from recipes.common.brain import _step_if
 from recipes.common.experiment import build_experiment, run_experiment
+from recipes.common.training_brain import _step_if
 from tests.stages import STAGES, build, fit_one, options, start, steps_of, train
 from train_quantizer import QuantizerBrain
 

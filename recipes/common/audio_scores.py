@@ -1,6 +1,6 @@
 """Which utterances of a validation or test are scored and written as audio, and what came of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,24 +81,61 @@ class AudioScores:
         scores the reference itself, the ceiling of metrics that need none.
         """
         sig, lens = batch.sig
-        scored, written = self.chosen[subset]
         rates = {"sample_rate": sample_rate, "new_sample_rate": self.sample_rate}
         for row, utterance in enumerate(batch.id):
-            if utterance not in scored | written:
+            if not self.is_chosen(utterance, subset=subset):
                 continue
             size = round(float(lens[row]) * sig.shape[1])
-            ref_sig = sig[row, :size].float().cpu()
-            signals = {"ref": ref_sig}
-            for prefix, rows in decoded.items():
-                signals[prefix] = resample(rows[row].float().cpu(), **rates)[:size]
-            for prefix, signal in signals.items():
-                if utterance in scored and (with_ref or prefix in decoded):
-                    language = batch.language[row]
-                    self._metrics(prefix).append(
-                        [utterance], [ref_sig], [signal], languages=[language]
-                    )
-                if utterance in written:
-                    self.run_log.audio(f"{subset}/{utterance}/{prefix}", step, signal)
+            signals = {
+                prefix: resample(rows[row].float().cpu(), **rates)[:size]
+                for prefix, rows in decoded.items()
+            }
+            self.append_utterance(
+                utterance,
+                sig[row, :size].float().cpu(),
+                signals,
+                language=batch.language[row],
+                subset=subset,
+                step=step,
+                with_ref=with_ref,
+            )
+
+    def is_chosen(self, utterance: str, *, subset: str) -> bool:
+        """Whether an utterance is scored or written, so that it has to be decoded."""
+        scored, written = self.chosen[subset]
+        return utterance in scored | written
+
+    def append_utterance(
+        self,
+        utterance: str,
+        ref_sig: Tensor,
+        signals: Mapping[str, Tensor],
+        *,
+        language: str,
+        subset: str,
+        step: int,
+        with_ref: bool,
+        part: str = "",
+    ) -> None:
+        """Score and write signals (T',) of one utterance, on the CPU at the scores' rate.
+
+        Parameters
+        ----------
+        utterance : its id; what is not chosen is left alone.
+        ref_sig : (T,) original.
+        signals : what was decoded, by prefix.
+        language : what is spoken, ISO 639-1.
+        subset, step, with_ref : as in `append`.
+        part : which of several signals of the utterance it is, such as ``-1``.
+        """
+        scored, written = self.chosen[subset]
+        for prefix, signal in {"ref": ref_sig, **signals}.items():
+            if utterance in scored and (with_ref or prefix in signals):
+                self._metrics(prefix).append(
+                    [utterance + part], [ref_sig], [signal], languages=[language]
+                )
+            if utterance in written:
+                self.run_log.audio(f"{subset}/{utterance}/{prefix}{part}", step, signal)
 
     def summarize(self) -> dict[str, Any]:
         """Means by prefix and score, over the utterances of all ranks; every rank has to call it.

@@ -24,7 +24,7 @@ def announce(brain: Any) -> None:
 
     Parameters
     ----------
-    brain : a `recipes.common.brain.CodecBrain` with loaders, recovered, on every rank.
+    brain : a `recipes.common.training_brain.TrainingBrain` with loaders, recovered, on every rank.
     """
     for line in [*_data(brain), *_parameters(brain), *_measured(brain)]:
         logger.info(line)
@@ -59,7 +59,7 @@ def _durations(dataset: Any) -> list[float]:
 
 def _parameters(brain: Any) -> list[str]:
     modules = {name: (module, "trained") for name, module in brain.modules.items()}
-    modules["encoder"] = brain.encoder, "frozen"
+    modules |= {name: (part, "frozen") for name, part in brain.frozen_parts.items()}
     return [
         f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters, {kind}"
         for name, (module, kind) in modules.items()

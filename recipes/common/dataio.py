@@ -330,7 +330,9 @@ def make_dataset(
     )
 
 
-def bucket_sampler(dataset: SigDataset, *, batch_seconds: float, seed: int) -> DynamicBatchSampler:
+def bucket_sampler(
+    dataset: DynamicItemDataset, *, batch_seconds: float, seed: int
+) -> DynamicBatchSampler:
     """Batches of utterances of similar length, up to so many seconds each with padding.
 
     Buckets hold equal shares of the utterances; members and order of the batches are drawn anew in

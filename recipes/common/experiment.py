@@ -7,7 +7,7 @@ speechbrain's ``run_on_main``); collective calls run on every rank.
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import ruamel.yaml
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import ddp_init_group, if_main_process, run_on_main
 from torch.utils.data import DistributedSampler
 
@@ -66,11 +67,29 @@ class Experiment(NamedTuple):
     test: Any
 
 
-def run_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> dict[str, Any]:
+class OpenedRun(NamedTuple):
+    """A run folder whose configuration is sound and its own, before anything is prepared."""
+
+    folder: RunFolder
+    hparams: dict[str, Any]
+    run_opts: Any
+
+
+def run_experiment(
+    brain_class: type[sb.Brain],
+    argv: Sequence[str],
+    *,
+    build: Callable[[type[sb.Brain], Sequence[str]], Experiment] | None = None,
+) -> dict[str, Any]:
     """Parse, prepare, train, evaluate; arguments and errors as in `build_experiment`.
 
     After SIGTERM or SIGUSR1 the run saves, if it has begun to train, and raises
     `recipes.common.interruption.Interrupted`, whose exit status is 75.
+
+    Parameters
+    ----------
+    brain_class, argv : as in `build_experiment`.
+    build : what prepares the run; None for a stage of the codec, `build_experiment`.
 
     Returns
     -------
@@ -78,7 +97,7 @@ def run_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> dict[str
     """
     try:
         with leaving_at_once():
-            brain, train, valid, test = build_experiment(brain_class, argv)
+            brain, train, valid, test = (build or build_experiment)(brain_class, argv)
     except Interrupted as interrupted:
         logger.warning("%s", interrupted)
         raise
@@ -109,18 +128,7 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
         configuration.
     FileNotFoundError : if data, a split or weights are missing.
     """
-    param_file, run_opts, overrides = parse_command_line(argv)
-    ddp_init_group(run_opts)
-    with open(param_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
-    folder = RunFolder(
-        hparams["output_folder"],
-        command=[*_program(), *argv],
-        config_hash=config_hash(param_file, overrides),
-    )
-    folder.refuse_other_configuration()
-    folder_outside(hparams["output_folder"], existing_folder(hparams["data_folder"]))
-    folder.create(param_file, overrides)
+    folder, hparams, run_opts = open_run(argv, config_hash=config_hash)
     run_on_main(prepare_run, kwargs={"hparams": hparams})
     encoder, student = hparams["encoder"], hparams.get("student")
     load_encoder(encoder, hparams["encoder_checkpoint"])
@@ -128,7 +136,6 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
     if student is not None:
         load_student(student, hparams["student_checkpoint"], encoder=encoder)
         weights["student"] = fingerprint(student)  # before its training
-    hparams["checkpointer"].config_hash = folder.config_hash
     brain = brain_class(
         modules=hparams["modules"],
         opt_class=hparams.get("opt_class"),
@@ -139,9 +146,7 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
     # A test reads signals, so it fills no cache.
     cache = None if brain.test_only else open_feature_cache(hparams, device=brain.device)
     loaders = [make_loader(brain, hparams, stage, cache=cache) for stage in sb.Stage]
-    if torch.distributed.is_initialized():
-        # What modules draw while they train differs by rank; their first weights do not.
-        sb.utils.seed.seed_everything(hparams["seed"] + torch.distributed.get_rank(), verbose=False)
+    seed_rank(hparams["seed"])
     # Last, so that a mistake found on the way leaves the folder free for the corrected command.
     facts = {
         "weights": weights,
@@ -153,6 +158,41 @@ def build_experiment(brain_class: type[sb.Brain], argv: Sequence[str]) -> Experi
     }
     run_on_main(folder.describe, kwargs=facts)
     return Experiment(brain, *loaders)
+
+
+def open_run(argv: Sequence[str], *, config_hash: Callable[[str, str], str]) -> OpenedRun:
+    """Parse a command line and make its run folder; every rank has to call it.
+
+    Parameters
+    ----------
+    argv : as in `build_experiment`.
+    config_hash : of main YAML and overrides: the fingerprint of a run's configuration.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError : as `build_experiment`.
+    """
+    param_file, run_opts, overrides = parse_command_line(argv)
+    ddp_init_group(run_opts)
+    with open(param_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    folder = RunFolder(
+        hparams["output_folder"],
+        command=[*_program(), *argv],
+        config_hash=config_hash(param_file, overrides),
+    )
+    folder.refuse_other_configuration()
+    if hparams["data_folder"] is not None:
+        folder_outside(hparams["output_folder"], existing_folder(hparams["data_folder"]))
+    folder.create(param_file, overrides)
+    hparams["checkpointer"].config_hash = folder.config_hash
+    return OpenedRun(folder, hparams, run_opts)
+
+
+def seed_rank(seed: int) -> None:
+    """Let what modules draw while they train differ by rank; their first weights do not."""
+    if torch.distributed.is_initialized():
+        sb.utils.seed.seed_everything(seed + torch.distributed.get_rank(), verbose=False)
 
 
 def config_hash(param_file: str, overrides: str) -> str:
@@ -173,8 +213,15 @@ def count_parameters(hparams: dict[str, Any]) -> dict[str, int]:
     return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
 
-def prepare_run(hparams: dict[str, Any]) -> None:
+def prepare_run(
+    hparams: dict[str, Any], prepare: Callable[[dict[str, Any]], None] | None = None
+) -> None:
     """Prepare the data; a run that goes on has to find those that it began with.
+
+    Parameters
+    ----------
+    hparams : keys of the YAML.
+    prepare : what writes the manifests; None for a stage of the codec, `prepare_data`.
 
     Raises
     ------
@@ -187,7 +234,7 @@ def prepare_run(hparams: dict[str, Any]) -> None:
         )
     goes_on = bool(hparams["checkpointer"].list_checkpoints())
     earlier = known_data.read_data_files(folder)
-    prepare_data(hparams)
+    (prepare or prepare_data)(hparams)
     if goes_on and hparams["on_changed_data"] == "raise":
         known_data.refuse_changed(
             folder,
@@ -317,6 +364,24 @@ def make_loader(
             )
         batch_size //= number
     dataset = make_dataset(hparams, stage, **options)
+    return load_dataset(brain, hparams, stage, dataset, batch_size=batch_size)
+
+
+def load_dataset(
+    brain: sb.Brain,
+    hparams: dict[str, Any],
+    stage: sb.Stage,
+    dataset: DynamicItemDataset,
+    *,
+    batch_size: int,
+) -> Any:
+    """Loader of a dataset: in batches of so many utterances, or of ``batch_seconds`` for training.
+
+    Raises
+    ------
+    ValueError : if sizes in the YAML do not fit each other or the data.
+    """
+    training = stage == sb.Stage.TRAIN
     kwargs = dataio.loader_kwargs(
         num_workers=hparams["num_workers"],
         seed=hparams["seed"],
