@@ -64,6 +64,7 @@ def list_splits(
     splits: tuple[Sequence[str] | None, Sequence[str] | None, Sequence[str] | None],
     suffixes: Collection[str],
     describe: Callable[[Path], tuple[str, str]] | None = None,
+    arguments: tuple[str, str, str] = ("train_splits", "valid_splits", "test_splits"),
 ) -> dict[str, list[Utterance] | None]:
     """List the audio files of named split folders.
 
@@ -75,6 +76,7 @@ def list_splits(
     suffixes : of the files to take, lower case with the dot.
     describe : ``describe(path) -> (utterance id, speaker)``; by default of
         ``<split>/<speaker>/<chapter>/<utterance id>.<suffix>``.
+    arguments : that the splits were given by, for error messages.
 
     Returns
     -------
@@ -86,19 +88,39 @@ def list_splits(
     ValueError : if splits are not a list of plain folder names.
     """
     root = existing_folder(data_folder)
-    names_of = dict(zip(SUBSETS, splits, strict=True))
-    _check_splits(names_of)
+    check_splits(dict(zip(arguments, splits, strict=True)))
     describe = describe or functools.partial(_describe_chapter_layout, root=root)
     return {
         subset: [
             Utterance(path, *describe(path))
             for name in names
-            for path in find_audio(_split_folder(root, name, corpus, subset), suffixes=suffixes)
+            for path in find_audio(_split_folder(root, name, corpus, argument), suffixes=suffixes)
         ]
         if names
         else None
-        for subset, names in names_of.items()
+        for subset, argument, names in zip(SUBSETS, arguments, splits, strict=True)
     }
+
+
+def check_splits(splits: Mapping[str, Sequence[str] | None]) -> None:
+    """Check the split folders that arguments name, by argument; warn of those in two of them.
+
+    Raises
+    ------
+    ValueError : if they are not lists of plain folder names.
+    """
+    named = []
+    for argument, names in splits.items():
+        if isinstance(names, str):
+            raise ValueError(
+                f"{argument} must be a list of folders, got {names!r}; write [{names}]"
+            )
+        for name in names or ():
+            if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
+                raise ValueError(f"{argument} must be names of folders in the corpus, got {name!r}")
+        named += set(names or ())
+    for name in (name for name, count in Counter(named).items() if count > 1):
+        logger.warning("split '%s' is in more than one of train, valid and test", name)
 
 
 def find_audio(folder: Path, *, suffixes: Collection[str] = AUDIO_SUFFIXES) -> list[Path]:
@@ -173,35 +195,18 @@ def tree_text_reader() -> Callable[[Path], str | None]:
     return read
 
 
-def _check_splits(splits: Mapping[str, Sequence[str] | None]) -> None:
-    named = []
-    for subset, names in splits.items():
-        if isinstance(names, str):
-            raise ValueError(
-                f"{subset}_splits must be a list of folders, got {names!r}; write [{names}]"
-            )
-        for name in names or ():
-            if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
-                raise ValueError(
-                    f"{subset}_splits must be names of folders in data_folder, got {name!r}"
-                )
-        named += set(names or ())
-    for name in (name for name, count in Counter(named).items() if count > 1):
-        logger.warning("split '%s' is in more than one of train, valid and test", name)
-
-
 def _describe_chapter_layout(path: Path, *, root: Path) -> tuple[str, str]:
     folders = path.relative_to(root).parts
     return path.stem, folders[max(0, len(folders) - 3)]
 
 
-def _split_folder(root: Path, name: str, corpus: str, subset: str) -> Path:
+def _split_folder(root: Path, name: str, corpus: str, argument: str) -> Path:
     folder = root / name
     if folder.is_dir():
         return folder
     raise FileNotFoundError(
         f"{corpus} split '{name}' not found in {root}; unpack it there or remove it from "
-        f"{subset}_splits{_what_is_there(root, name)}"
+        f"{argument}{_what_is_there(root, name)}"
     )
 
 

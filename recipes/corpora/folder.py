@@ -24,6 +24,7 @@ from recipes.common.corpus_files import (
 )
 from recipes.common.files import existing_folder
 from recipes.common.manifests import PreparedCorpus, write_manifests
+from recipes.corpora.shares import subset_sizes
 
 
 def prepare(
@@ -92,7 +93,7 @@ def prepare(
         subsets = _draw_subsets(
             utterances,
             split_by=split_by,
-            fractions={"valid": valid_fraction, "test": test_fraction},
+            fractions={"valid_fraction": valid_fraction, "test_fraction": test_fraction},
             seed=seed,
         )
     if language is not None or languages is not None:
@@ -140,8 +141,6 @@ def _draw_subsets(
     """Deal whole groups (a speaker's utterances, or single ones) to the three subsets."""
     if split_by not in ("speaker", "utterance"):
         raise ValueError(f"split_by must be speaker or utterance, got {split_by!r}")
-    if min(fractions.values()) < 0 or sum(fractions.values()) >= 1:
-        raise ValueError(f"valid_fraction and test_fraction must leave some to train: {fractions}")
     groups: dict[str, list[Utterance]] = defaultdict(list)
     for utterance in utterances:
         groups[utterance.speaker if split_by == "speaker" else str(utterance.path)].append(
@@ -149,7 +148,7 @@ def _draw_subsets(
         )
     names = sorted(groups)
     random.Random(seed).shuffle(names)
-    sizes = {k: max(1, round(share * len(names))) if share else 0 for k, share in fractions.items()}
+    sizes = subset_sizes(len(names), **fractions)
     if sum(sizes.values()) >= len(names):
         hint = "; split_by: utterance needs fewer" if split_by == "speaker" else ""
         raise ValueError(

@@ -15,9 +15,10 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from recipes.common.corpus_files import Utterance, corpus_folder, find_audio, read_chapter
+from recipes.common.corpus_files import Utterance, corpus_folder, read_chapter
 from recipes.common.files import existing_folder, folder_outside
 from recipes.common.manifests import PreparedCorpus, write_manifests
+from recipes.corpora.librimix import list_mixtures
 
 COLUMNS = ("mixture_ID", "source_1_path", "source_1_gain", "noise_path", "noise_gain")
 
@@ -116,19 +117,16 @@ def prepare_ready(
     ValueError : if nothing is left; BadAudioError with ``on_bad_file="raise"``.
     """
     root = existing_folder(data_folder)
-    mixtures = corpus_folder(
-        root, mixtures_folder, corpus="LibriMix", fix="name another one as mixtures_folder"
-    )
+    fix = "name another one as mixtures_folder"
+    mixtures = corpus_folder(root, mixtures_folder, corpus="LibriMix", fix=fix)
     one_speaker = not (mixtures / "s2").is_dir()
     both = (mixtures / "mix_both").is_dir() and not (mixtures / "mix_single").is_dir()
-    noisy, clean = (
-        corpus_folder(mixtures, name, corpus="LibriMix", fix="name another one as mixtures_folder")
-        for name in ("mix_both" if one_speaker and both else "mix_single", "s1")
+    utterances = list_mixtures(
+        mixtures,
+        mixture="mix_both" if one_speaker and both else "mix_single",
+        sources={"target": "s1"},
+        fix=fix,
     )
-    utterances = [
-        Utterance(path, path.stem, path.stem.split("-")[0], {"target": clean / path.name})
-        for path in find_audio(noisy, suffixes=(".wav", ".flac"))
-    ]
     return write_manifests(
         root, save_folder, subsets={"test": utterances}, read_text=lambda path: None, **filters
     )

@@ -1,19 +1,23 @@
-"""Any speech mixed on the fly with any noise, at chosen signal-to-noise ratios: a noisy test set.
+"""Any speech mixed on the fly with any noise, at chosen signal-to-noise ratios.
 
-Two trees of audio files are read, nothing is written to them. Noise and ratio of an utterance are
-drawn from the seed and its id alone, so they stay the same whatever else is in the set.
+A noisy test set, or all three sets of an enhancement. Two trees of audio files are read, nothing is
+written to them. Noise and ratio of an utterance are drawn from the seed and its id alone, so they
+stay the same whatever else is in the set.
 """
 
+import functools
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from recipes.common.corpus_files import (
+    AUDIO_SUFFIXES,
     Utterance,
     corpus_folder,
     describe_tree,
     find_audio,
+    list_splits,
     tree_text_reader,
 )
 from recipes.common.dataio import BadAudioError, load_sig
@@ -37,13 +41,16 @@ def prepare(
     snrs_db: Sequence[float],
     speech_folder: str | Path = "speech",
     noise_folder: str | Path = "noise",
+    train_folders: Sequence[str] | None = None,
+    valid_folders: Sequence[str] | None = None,
+    test_folders: Sequence[str] | None = None,
     speaker_level: int = 1,
     language: str | None = None,
     on_bad_file: str = "skip",
     seed: int = 0,
     **filters: Any,
 ) -> PreparedCorpus:
-    """Write the manifest of a noisy test set; train and valid are empty.
+    """Write the manifests of mixtures that are made on the fly.
 
     Noise starts at its beginning, its first channel is taken, and what is shorter than the speech
     is repeated (`recipes.common.mixing.extend_noise`). Noise that is silent over the length of an
@@ -57,13 +64,15 @@ def prepare(
     speech_folder, noise_folder : below ``data_folder``, or absolute paths, with nothing but speech
         and nothing but noise in them (no impulse responses). A file outside of ``data_folder`` has
         an absolute path in the manifest.
+    train_folders, valid_folders, test_folders : below ``speech_folder``; where none is given, all
+        of it is the test set. All three sets hear the same noises.
     speaker_level : how many folders above a file its speaker's folder is (1 = its own, 2 for
         LibriSpeech's layout).
     language : ISO 639-1 code of the speech; None = English.
     on_bad_file : "skip" or "raise", for speech and noise.
     seed : of noise, ratios and draws.
-    filters : min_duration_s, max_duration_s, max_test_utterances, as in
-        `recipes.common.manifests.write_manifests`.
+    filters : min_duration_s, max_duration_s, max_train_utterances, max_valid_utterances,
+        max_test_utterances, as in `recipes.common.manifests.write_manifests`.
 
     Returns
     -------
@@ -76,39 +85,31 @@ def prepare(
         ``on_bad_file="raise"``.
     """
     root = existing_folder(data_folder)
-    speech_root = corpus_folder(
-        root, speech_folder, corpus="speech", fix="name another one as speech_folder"
-    )
-    noise_root = corpus_folder(
-        root, noise_folder, corpus="noise", fix="name another one as noise_folder"
+    speech_root, noise_root = (
+        corpus_folder(root, name, corpus=kind, fix=f"name another one as {kind}_folder")
+        for kind, name in (("speech", speech_folder), ("noise", noise_folder))
     )
     for folder in (speech_root, noise_root):
         folder_outside(save_folder, folder)
     if isinstance(snrs_db, str) or not list(snrs_db):
         raise ValueError(f"snrs_db must be a list of ratios in dB, such as [0, 5], got {snrs_db!r}")
-    headers, bad_noise = read_headers(find_audio(noise_root), on_bad_file=on_bad_file)
-    if not headers:
-        raise ValueError(
-            f"no usable audio file in noise_folder {noise_root} ({len(bad_noise)} are bad); "
-            "unpack the noise there or name another folder"
-        )
-    # By path below their own root: the same draw wherever the folders lie.
-    noises = sorted(headers, key=lambda path: path.relative_to(noise_root).as_posix())
+    noises, bad_noise = _list_noises(noise_root, on_bad_file=on_bad_file)
 
     def complete(utterance: str, row: dict[str, Any]) -> dict[str, Any]:
         return row | _draw_mixture(
             row["wav"], noises, snrs_db, random.Random(f"{seed} {utterance}")
         )
 
-    keys = {} if language is None else {"language": language}
-    utterances = [
-        Utterance(path, *describe_tree(path, root=speech_root, speaker_level=speaker_level), keys)
-        for path in find_audio(speech_root)
-    ]
+    subsets = _list_speech(
+        speech_root,
+        folders=(train_folders, valid_folders, test_folders),
+        speaker_level=speaker_level,
+        keys={} if language is None else {"language": language},
+    )
     return write_manifests(
         root,
         save_folder,
-        subsets={"test": utterances},
+        subsets=subsets,
         read_text=tree_text_reader(),
         on_bad_file=on_bad_file,
         seed=seed,
@@ -116,6 +117,43 @@ def prepare(
         complete=complete,
         **filters,
     )
+
+
+def _list_speech(
+    speech_root: Path,
+    *,
+    folders: tuple[Sequence[str] | None, Sequence[str] | None, Sequence[str] | None],
+    speaker_level: int,
+    keys: dict[str, Any],
+) -> dict[str, list[Utterance] | None]:
+    describe = functools.partial(describe_tree, root=speech_root, speaker_level=speaker_level)
+    if any(folders):
+        subsets = list_splits(
+            speech_root,
+            corpus="speech",
+            splits=folders,
+            suffixes=AUDIO_SUFFIXES,
+            describe=describe,
+            arguments=("train_folders", "valid_folders", "test_folders"),
+        )
+    else:
+        subsets = {"test": [Utterance(path, *describe(path)) for path in find_audio(speech_root)]}
+    return {
+        subset: utterances and [utterance._replace(keys=keys) for utterance in utterances]
+        for subset, utterances in subsets.items()
+    }
+
+
+def _list_noises(noise_root: Path, *, on_bad_file: str) -> tuple[list[Path], dict[str, str]]:
+    """Usable files, and the reasons by path of the others; ValueError if none can be used."""
+    headers, bad = read_headers(find_audio(noise_root), on_bad_file=on_bad_file)
+    if not headers:
+        raise ValueError(
+            f"no usable audio file in noise_folder {noise_root} ({len(bad)} are bad); "
+            "unpack the noise there or name another folder"
+        )
+    # By path below their own root: the same draw wherever the folders lie.
+    return sorted(headers, key=lambda path: path.relative_to(noise_root).as_posix()), bad
 
 
 def _draw_mixture(
