@@ -26,6 +26,7 @@ References
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +54,17 @@ class ConformerBlock(nn.Module):
     ffn_ratio : hidden channels of each feed-forward part, as a multiple of ``dim``.
     dropout : probability in and behind each part.
 
+    Attributes
+    ----------
+    activation : class of the nonlinearity of the feed-forward and convolution parts. Not an
+        argument: what a codec's configuration may say stays plain values.
+
     Raises
     ------
     ValueError : if ``dim`` is odd or no multiple of ``num_heads``, or ``kernel_size`` is even.
     """
+
+    activation: ClassVar[type[nn.Module]] = nn.SiLU
 
     def __init__(
         self,
@@ -78,12 +86,13 @@ class ConformerBlock(nn.Module):
         self.kernel_size = kernel_size
         self.ffn_ratio = ffn_ratio
         self.dropout = dropout
+        options = {"dropout": dropout, "activation": self.activation}
         ffn_dim = round(dim * ffn_ratio)
-        self.feed_forward1 = _feed_forward(dim, ffn_dim=ffn_dim, dropout=dropout)
+        self.feed_forward1 = _feed_forward(dim, ffn_dim=ffn_dim, **options)
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = RelativeAttention(dim, num_heads=num_heads, dropout=dropout)
-        self.convolution = ConvolutionModule(dim, kernel_size=kernel_size, dropout=dropout)
-        self.feed_forward2 = _feed_forward(dim, ffn_dim=ffn_dim, dropout=dropout)
+        self.convolution = ConvolutionModule(dim, kernel_size=kernel_size, **options)
+        self.feed_forward2 = _feed_forward(dim, ffn_dim=ffn_dim, **options)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -147,7 +156,7 @@ class RelativeAttention(nn.Module):
 
 
 class ConvolutionModule(nn.Module):
-    """Gated pointwise map, depthwise convolution, LayerNorm, SiLU and a pointwise map ([1]_, 2.2).
+    """Gated pointwise map, depthwise convolution, LayerNorm, SiLU, a pointwise map ([1]_, 2.2).
 
     LayerNorm is in the place of the paper's batch normalization, as in SpeechBrain.
 
@@ -156,9 +165,17 @@ class ConvolutionModule(nn.Module):
     dim : channels.
     kernel_size : frames, odd.
     dropout : probability at the end.
+    activation : class of the nonlinearity in the place of SiLU.
     """
 
-    def __init__(self, dim: int, *, kernel_size: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        kernel_size: int,
+        dropout: float = 0.0,
+        activation: type[nn.Module] = nn.SiLU,
+    ) -> None:
         super().__init__()
         self.dim = dim
         self.kernel_size = kernel_size
@@ -167,13 +184,14 @@ class ConvolutionModule(nn.Module):
         self.in_proj = nn.Linear(dim, 2 * dim)
         self.dwconv = nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = nn.LayerNorm(dim)
+        self.activation = activation()
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """(B, N, dim) to (B, N, dim); frames where ``mask`` is False do not reach the others."""
         x = zero_padding(F.glu(self.in_proj(self.input_norm(x))), mask=mask)
         x = self.dwconv(x.transpose(1, 2)).transpose(1, 2)
-        x = self.out_proj(F.silu(self.norm(x)))
+        x = self.out_proj(self.activation(self.norm(x)))
         return F.dropout(x, self.dropout, self.training)
 
 
@@ -329,11 +347,13 @@ def kaiser_sinc(*, cutoff: float, half_width: float, num_taps: int) -> Tensor:
     return taps / taps.sum()
 
 
-def _feed_forward(dim: int, *, ffn_dim: int, dropout: float) -> nn.Sequential:
+def _feed_forward(
+    dim: int, *, ffn_dim: int, dropout: float, activation: type[nn.Module]
+) -> nn.Sequential:
     return nn.Sequential(
         nn.LayerNorm(dim),
         nn.Linear(dim, ffn_dim),
-        nn.SiLU(),
+        activation(),
         nn.Dropout(dropout),
         nn.Linear(ffn_dim, dim),
         nn.Dropout(dropout),

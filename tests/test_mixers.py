@@ -18,6 +18,7 @@ from focalcodec.mixers import (
     LinearBlock,
     kaiser_sinc,
 )
+from recipes.downstream.separator import GeluConformerBlock
 from tests.test_focalnet import randomize
 
 MIXERS = {
@@ -107,9 +108,11 @@ def test_compressor_and_decompressor_take_every_mixer(mixer, factors):
     assert torch.allclose(qfeats[1:, : alone.shape[1]], alone, atol=1e-5)  # float32, 12 blocks
 
 
-def test_conformer_equals_speechbrains_layer_on_its_weights():
-    theirs = ConformerEncoderLayer(d_model=16, d_ffn=16, nhead=4, kernel_size=7).eval()
-    block = ConformerBlock(16, num_heads=4, kernel_size=7).eval()
+@pytest.mark.parametrize("cls", [ConformerBlock, GeluConformerBlock])
+def test_conformer_equals_speechbrains_layer_on_its_weights(cls):
+    sizes = {"d_model": 16, "d_ffn": 16, "nhead": 4, "kernel_size": 7}
+    theirs = ConformerEncoderLayer(**sizes, activation=cls.activation).eval()
+    block = cls(16, num_heads=4, kernel_size=7).eval()
     copy_conformer(randomize(theirs), block)
     x = torch.randn(2, 11, 16)
     with torch.no_grad():

@@ -1,0 +1,1 @@
+"""Tasks that are solved on the tokens of a codec."""
