@@ -11,13 +11,12 @@ SIGTERM and SIGUSR1 end it with exit status 75, as they do training.
 
 import argparse
 import logging
-import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from multiprocessing.connection import Connection, wait
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from speechbrain.utils.distributed import run_on_main
 
 from recipes.common.command_line import parse_command_line
 from recipes.common.dataio import make_dataset
+from recipes.common.disk import size_text
 from recipes.common.encoders import load_encoder
 from recipes.common.experiment import config_hash, prepare_data, refuse_augmented
 from recipes.common.feature_cache import FeatureCache
@@ -39,11 +39,11 @@ from recipes.common.feature_cache.plan import (
     check_dtype,
     merge_entries,
     plan,
-    size_text,
 )
 from recipes.common.feature_cache.progress import BuildProgress
 from recipes.common.fingerprint import fingerprint
 from recipes.common.interruption import INTERRUPTED, Interrupted, leaving_at_once
+from recipes.common.workers import run_workers, torchrun_rank, worker_device
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +76,11 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> None:
             "workers must be at least 1 and shard_mib above 0, got "
             f"{options.workers} and {options.shard_mib}"
         )
-    _device(options.device, 0)
+    worker_device(options.device, 0)
     if options.verify:
         _verify(options, words)
         return
-    rank = _torchrun_rank()
+    rank = torchrun_rank()
     if rank is not None and options.workers > 1:
         raise CacheError("under torchrun each process is a worker; leave --workers out")
     if rank is not None:
@@ -164,7 +164,7 @@ def _build(
         encoder=source.encoder,
         fingerprint=source.fingerprint,
         dtype=source.dtype,
-        device=_device(options.device, number),
+        device=worker_device(options.device, number),
         batch_seconds=options.batch_seconds,
         on_bad_file=source.on_bad_file,
         bad_files=source.bad_files,
@@ -178,69 +178,21 @@ def _run_workers(
 ) -> None:
     """Let workers do what is missing; the first that fails ends the others."""
     bar = BuildProgress(options.feature_cache, seconds=missing.seconds, encoder=source.encoder)
-    context = multiprocessing.get_context("spawn")
-    workers = {}
-    try:
-        for number in range(options.workers):
-            receiver, sender = context.Pipe(duplex=False)
-            worker = context.Process(target=_work, args=(number, options, list(words), sender))
-            worker.start()
-            sender.close()
-            workers[worker] = receiver
-        running = set(workers)
-        while running:
-            wait([worker.sentinel for worker in running], timeout=0.5)
-            bar.update()
-            for worker in [worker for worker in running if not worker.is_alive()]:
-                running.remove(worker)
-                _refuse_failure(worker, workers[worker])
+    with closing(bar):
+        run_workers(
+            partial(_work, options, list(words)),
+            number=options.workers,
+            shares_cpu=torch.device(options.device).type == "cpu",
+            on_wait=bar.update,
+        )
         bar.finish()
-    finally:
-        bar.close()
-        # Killing is safe at any time, and faster than asking.
-        for worker in workers:
-            worker.kill()
-        for worker, receiver in workers.items():
-            worker.join()
-            receiver.close()
     left = _plan(options, source).missing
     if left:
         raise CacheError(f"the workers left {len(left)} utterances out; run the same command")
 
 
-def _refuse_failure(worker: multiprocessing.Process, receiver: Connection) -> None:
-    try:
-        message = receiver.recv() if receiver.poll() else None
-    except EOFError:
-        message = None
-    if message is not None:
-        raise CacheError(message)
-    if worker.exitcode != 0:
-        raise CacheError(
-            f"a worker ended with status {worker.exitcode} (-9: killed, often for memory; then "
-            "lower --workers or --batch_seconds); finished shards are kept: run the same command"
-        )
-
-
-def _work(
-    number: int, options: argparse.Namespace, words: Sequence[str], sender: Connection
-) -> None:
-    """Body of a worker process; what the user can put right is sent, not raised."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if torch.device(options.device).type == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // options.workers))
-    try:
-        _build(options, load_source(options, words, prepare=False), number=number)
-    except KeyboardInterrupt:
-        os._exit(130)  # the parent was interrupted as well, and reports
-    except (ValueError, OSError) as error:
-        sender.send(str(error))
-
-
-def _end_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+def _work(options: argparse.Namespace, words: Sequence[str], number: int) -> None:
+    _build(options, load_source(options, words, prepare=False), number=number)
 
 
 def _summarize(
@@ -282,24 +234,6 @@ def _verify(options: argparse.Namespace, words: Sequence[str]) -> None:
         len(cache),
         size_text(cache.num_bytes),
     )
-
-
-def _device(name: str, number: int) -> torch.device:
-    """Device of a worker: with "cuda", one GPU after the other."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise CacheError(f"device must be such as cpu, cuda or cuda:0, got {name!r}") from error
-    count = torch.cuda.device_count()
-    if device.type != "cuda":
-        return device
-    if (device.index or 0) >= count:
-        raise CacheError(f"device is {name} and there are {count} CUDA devices; pass --device cpu")
-    return torch.device("cuda", number % count) if device.index is None else device
-
-
-def _torchrun_rank() -> int | None:
-    return int(os.environ["RANK"]) if {"RANK", "LOCAL_RANK"} <= set(os.environ) else None
 
 
 def _parser() -> argparse.ArgumentParser:

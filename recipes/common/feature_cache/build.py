@@ -5,11 +5,9 @@ flushed, renamed, and its index after it; so a build may be killed at any instru
 again: finished shards stay, and the result is the same, byte for byte.
 """
 
-import errno
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,13 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from recipes.common.disk import explaining_disk_errors, publish, remove_leftovers
 from recipes.common.feature_cache.encode import UnitEncoder
 from recipes.common.feature_cache.format import (
     CacheError,
     describe_encoder,
     is_finished,
-    publish,
-    remove_leftovers,
     shard_name,
     shard_numbers,
     write_description,
@@ -33,9 +30,7 @@ from recipes.common.feature_cache.plan import (
     Entries,
     check_description,
     feature_bytes,
-    free_bytes,
     plan,
-    size_text,
 )
 from recipes.common.feature_cache.progress import BuildProgress
 from recipes.common.feature_cache.reader import FeatureCache
@@ -44,7 +39,6 @@ from recipes.common.feature_cache.units import UNIT_BYTES, add_units, locked, re
 logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE = 2.0  # seconds between two looks at what the others do
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class BuildReport(NamedTuple):
@@ -230,30 +224,18 @@ class _Build:
             (self.folder / name).unlink(missing_ok=True)
             remove_leftovers(self.folder, name)
 
-    @contextmanager
-    def _explaining_disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            if error.errno not in _DISK_FULL:
-                raise CacheError(
-                    f"cannot write to {self.folder}: {reason}; finished shards are kept"
-                ) from error
-            encoder = self.unit_encoder.encoder
-            done = {
-                key
-                for number, ids in read_units(self.folder).items()
-                if is_finished(self.folder, number)
-                for key in ids
-            }
-            needed = sum(
-                feature_bytes(self.entries[key]["num_samples"], encoder=encoder)
-                for key in self.missing
-                if key not in done
-            )
-            raise CacheError(
-                f"cannot write to {self.folder}: {reason}; {size_text(needed)} are still needed, "
-                f"{size_text(free_bytes(self.folder))} free; finished shards are kept: make room "
-                "and run the same command"
-            ) from error
+    def _explaining_disk_errors(self) -> AbstractContextManager[None]:
+        return explaining_disk_errors(self.folder, needed=self._needed_bytes, refuse=CacheError)
+
+    def _needed_bytes(self) -> int:
+        done = {
+            key
+            for number, ids in read_units(self.folder).items()
+            if is_finished(self.folder, number)
+            for key in ids
+        }
+        return sum(
+            feature_bytes(self.entries[key]["num_samples"], encoder=self.unit_encoder.encoder)
+            for key in self.missing
+            if key not in done
+        )

@@ -4,12 +4,9 @@ Which utterances form a batch depends on the unit alone, so a unit gives the sam
 Audio is loaded by threads, one batch ahead of the encoder.
 """
 
-import logging
 import os
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -18,14 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from focalcodec.encoding import encode
-from recipes.common.dataio import BadAudioError, check_policy, load_sig, record_bad_file
+from recipes.common.dataio import BadAudioError, load_sig
 from recipes.common.feature_cache.format import DTYPES, ITEM_SIZE, CacheError, Index, Row
 from recipes.common.feature_cache.plan import Entries
 from recipes.common.files import file_crc
-
-logger = logging.getLogger(__name__)
-
-_MAX_TRIES = 50  # bad files in a row before a build gives up: the data are gone, not a file
+from recipes.common.read_ahead import ReadAhead, length_batches
 
 
 class _Audio(NamedTuple):
@@ -64,9 +58,14 @@ class UnitEncoder:
         self.dtype = dtype
         self.device = torch.device(device)
         self.batch_samples = batch_seconds * encoder.sample_rate
-        self.on_bad_file = check_policy(on_bad_file)
-        self.bad_files = bad_files
-        self._bad_in_a_row = 0
+        self._read_ahead = ReadAhead(
+            self._load,
+            on_bad_file=on_bad_file,
+            num_utterances=len(entries),
+            refuse=CacheError,
+            place="the cache",
+            bad_files=bad_files,
+        )
 
     def write(self, file: BinaryIO, *, ids: Sequence[str], on_batch: Callable[[], None]) -> Index:
         """Write the features of a unit's utterances into a file.
@@ -88,45 +87,21 @@ class UnitEncoder:
         """
         index = Index(0, {}, {})
         first = 0
-        with ThreadPoolExecutor(max_workers=min(8, 2 * (os.cpu_count() or 1))) as pool:
-            try:
-                for batch in self._loaded(pool, self._batches(ids)):
-                    audio = self._usable(batch, index.bad)
-                    for key, feats in zip(audio, self._encode(audio), strict=True):
-                        sig, *file_mark = audio[key]
-                        crc = zlib.crc32(feats)
-                        num_frames = len(feats) // (ITEM_SIZE * self.encoder.dim)
-                        index.rows[key] = Row(first, num_frames, crc, *file_mark, len(sig))
-                        first += num_frames
-                        file.write(feats)
-                    file.flush()  # a full disk shows here, and others see how far it is
-                    on_batch()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        for audio in self._read_ahead(self._batches(ids), bad=index.bad):
+            for key, feats in zip(audio, self._encode(audio), strict=True):
+                sig, *file_mark = audio[key]
+                crc = zlib.crc32(feats)
+                num_frames = len(feats) // (ITEM_SIZE * self.encoder.dim)
+                index.rows[key] = Row(first, num_frames, crc, *file_mark, len(sig))
+                first += num_frames
+                file.write(feats)
+            file.flush()  # a full disk shows here, and others see how far it is
+            on_batch()
         return index._replace(num_bytes=first * self.encoder.dim * ITEM_SIZE)
 
     def _batches(self, ids: Sequence[str]) -> Iterator[list[str]]:
-        """Batches of similar length, longest first, each within the limit when padded."""
         sizes = {key: self.entries[key]["num_samples"] for key in ids}
-        batch: list[str] = []
-        for key in sorted(ids, key=lambda key: (-sizes[key], key)):
-            if batch and (len(batch) + 1) * sizes[batch[0]] > self.batch_samples:
-                yield batch
-                batch = []
-            batch.append(key)
-        if batch:
-            yield batch
-
-    def _loaded(
-        self, pool: ThreadPoolExecutor, batches: Iterator[list[str]]
-    ) -> Iterator[dict[str, Future]]:
-        """Batches whose loading has begun, with one more behind them."""
-        ahead: deque[dict[str, Future]] = deque()
-        for batch in batches:
-            ahead.append({key: pool.submit(self._load, key) for key in batch})
-            if len(ahead) > 1:
-                yield ahead.popleft()
-        yield from ahead
+        return length_batches(ids, sizes, limit=self.batch_samples)
 
     def _load(self, key: str) -> _Audio:
         path, expected = self.entries[key]["wav"], self.entries[key]["num_samples"]
@@ -145,27 +120,6 @@ class UnitEncoder:
                 f"{len(sig)} samples, but {expected} in the manifest; prepare the data again",
             )
         return _Audio(sig, after.st_size, after.st_mtime_ns, crc)
-
-    def _usable(self, batch: dict[str, Future], bad: dict[str, str]) -> dict[str, _Audio]:
-        """Audio of a batch; what cannot be used goes into ``bad``, as the policy has it."""
-        audio = {}
-        for key, future in batch.items():
-            try:
-                audio[key] = future.result()
-                self._bad_in_a_row = 0
-            except BadAudioError as error:
-                if self.on_bad_file == "raise":
-                    raise
-                self._bad_in_a_row += 1
-                if self._bad_in_a_row >= min(_MAX_TRIES, len(self.entries)):
-                    raise CacheError(
-                        f"{error}; the {self._bad_in_a_row} utterances up to this one failed in a "
-                        "row, so check that data_folder is complete and mounted"
-                    ) from error
-                if self.bad_files is None or record_bad_file(self.bad_files, error):
-                    logger.warning("bad file, left out of the cache: %s", error)
-                bad[key] = error.reason
-        return audio
 
     @torch.inference_mode()
     def _encode(self, audio: dict[str, _Audio]) -> Iterator[bytes]:

@@ -15,23 +15,20 @@ computed again. bfloat16 has no numpy type, so both types are read and written a
 import json
 import os
 import re
-import socket
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from recipes.common.files import flush
+from recipes.common.disk import TEMPORARY, publish_text
 
 VERSION = 1
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 ITEM_SIZE = 2  # bytes of a stored number
-_TEMPORARY = ".tmp-"
-_Result = TypeVar("_Result")
 
 
 class CacheError(ValueError):
@@ -196,41 +193,10 @@ def damaged_shards(folder: Path, reasons: Mapping[int, str]) -> CacheError:
     )
 
 
-def publish(path: Path, write: Callable[[BinaryIO], _Result]) -> _Result:
-    """Let ``write`` fill a file that appears under its name whole and on the disk, or not at all.
-
-    Only one process may publish a path at a time: callers hold a lock. Gives what ``write`` gives.
-    """
-    temporary = path.with_name(f"{path.name}{_TEMPORARY}{socket.gethostname()}-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            result = write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    flush(path.parent)
-    return result
-
-
-def publish_text(path: Path, text: str) -> None:
-    """Publish a text file."""
-    publish(path, lambda file: file.write(text.encode()))
-
-
-def remove_leftovers(folder: Path, name: str) -> None:
-    """Remove the temporary files that a dead process left of ``name``."""
-    for path in list(folder.glob(f"{name}{_TEMPORARY}*")):
-        path.unlink(missing_ok=True)
-
-
 def partial_bytes(folder: Path, *, finished: bool) -> int:
     """Bytes of features in the folder: in files being written, with ``finished`` in all shards."""
     total = 0
-    pattern = rf"shard-\d+\.bin({re.escape(_TEMPORARY)}.*)?"
+    pattern = rf"shard-\d+\.bin({re.escape(TEMPORARY)}.*)?"
     with os.scandir(folder) as scan:
         for entry in scan:
             match = re.fullmatch(pattern, entry.name)

@@ -1,13 +1,13 @@
 """What is still to be computed for a feature cache, and whether it fits on the disk."""
 
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from recipes.common.disk import free_bytes, size_text
 from recipes.common.feature_cache.format import (
     DTYPES,
     ITEM_SIZE,
@@ -115,12 +115,6 @@ def feature_bytes(num_samples: int, *, encoder: nn.Module) -> int:
     return math.ceil(num_samples / encoder.hop_length) * encoder.dim * ITEM_SIZE
 
 
-def free_bytes(folder: Path) -> int:
-    """Free bytes where the folder is, or will be."""
-    place = folder.absolute()
-    return shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
-
-
 def merge_entries(subsets: Mapping[str, Entries]) -> dict[str, dict[str, Any]]:
     """Utterances of all subsets by id.
 
@@ -146,8 +140,3 @@ def check_dtype(dtype: str) -> str:
     if dtype not in DTYPES:
         raise CacheError(f"feature_cache_dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
     return dtype
-
-
-def size_text(num_bytes: int) -> str:
-    """Bytes in GiB or MiB."""
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.2f} MiB"

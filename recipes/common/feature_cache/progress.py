@@ -1,17 +1,14 @@
 """Progress of a feature cache over all processes that fill it, read off the sizes of its files."""
 
-import time
 from pathlib import Path
 
 from torch import nn
-from tqdm import tqdm
 
+from recipes.common.audio_progress import AudioProgress
 from recipes.common.feature_cache.format import ITEM_SIZE, partial_bytes
 
-_INTERVAL_SECONDS = 1.0
 
-
-class BuildProgress:
+class BuildProgress(AudioProgress):
     """Bar in seconds of audio.
 
     Parameters
@@ -19,7 +16,7 @@ class BuildProgress:
     folder : of the cache, which exists.
     seconds : of audio that are to be encoded.
     encoder : for the size of a second.
-    enabled : False shows nothing; nothing is shown either where the output is no terminal.
+    enabled : as `AudioProgress` takes it.
     """
 
     def __init__(
@@ -30,25 +27,7 @@ class BuildProgress:
         self._bytes_per_second = frames_per_second * encoder.dim * ITEM_SIZE
         partial = partial_bytes(folder, finished=False)
         self._bytes_before = partial_bytes(folder, finished=True) - partial
-        self._next_update = 0.0
-        self.bar = tqdm(
-            total=round(seconds), desc="encode", unit="s", disable=None if enabled else True
-        )
-
-    def finish(self) -> None:
-        """Fill the bar: bad files have no features that would do it."""
-        self.bar.update(self.bar.total - self.bar.n)
-
-    def close(self) -> None:
-        """Leave the bar where it is."""
-        self.bar.close()
-
-    def update(self) -> None:
-        """Show where all processes are, at most once a second."""
-        if self.bar.disable or time.monotonic() < self._next_update:
-            return
-        self._next_update = time.monotonic() + _INTERVAL_SECONDS
-        self.bar.update(min(self.seconds_done(), self.bar.total) - self.bar.n)
+        super().__init__("encode", seconds=seconds, seconds_done=self.seconds_done, enabled=enabled)
 
     def seconds_done(self) -> int:
         """Seconds of audio that all processes have encoded since this object was made."""

@@ -11,12 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from recipes.common.feature_cache.format import (
-    CacheError,
-    publish_text,
-    remove_leftovers,
-    shard_numbers,
-)
+from recipes.common.disk import publish_text, remove_leftovers
+from recipes.common.feature_cache.format import CacheError, shard_numbers
 from recipes.common.files import locked_file
 
 UNIT_BYTES = 256 * 2**20
