@@ -13,10 +13,9 @@ of such folders.
 
 import argparse
 import hashlib
-import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from speechbrain.utils.distributed import (
 from recipes.codecs.codec import Codec
 from recipes.common import known_data
 from recipes.common.audio_scores import evenly_spaced
+from recipes.common.blocks import check_options, load_codec
 from recipes.common.command_line import block_name, parse_command_line, resolved_hash
 from recipes.common.dataio import read_manifest
 from recipes.common.files import (
@@ -169,36 +169,6 @@ def default_folder(task: str, param_file: str, overrides: str, hparams: dict[str
     if "dataset" in hparams:
         names.append(block_name(param_file, overrides, "dataset"))
     return str(Path("results", "evaluate", *names))
-
-
-def load_codec(hparams: dict[str, Any]) -> Codec:
-    """Codec with its weights: the block's own, or those at ``codec_checkpoint``."""
-    options = dict(hparams["codec_options"])
-    if hparams["codec_checkpoint"] is not None:
-        options["checkpoint"] = hparams["codec_checkpoint"]
-    check_options(hparams["codec"], options, key="codec_options")
-    return hparams["codec"](**options)
-
-
-def check_options(
-    factory: Callable[..., Any], options: dict[str, Any], *, key: str, taken: Iterable[str] = ()
-) -> None:
-    """Raise ValueError if a block's function has no such arguments, or they are keys of the YAML.
-
-    Parameters
-    ----------
-    factory : the block.
-    options : further arguments.
-    key : of the YAML that holds them.
-    taken : arguments that keys of their own give.
-    """
-    if given := set(options) & set(taken):
-        raise ValueError(f"{', '.join(sorted(given))} in {key} are keys of the YAML: --KEY=VALUE")
-    try:
-        inspect.signature(factory).bind_partial(**options)
-    except TypeError as error:
-        known = ", ".join(inspect.signature(factory).parameters)
-        raise ValueError(f"{key} {options}: {error}; the block takes {known}") from error
 
 
 def evaluate_dataset(
