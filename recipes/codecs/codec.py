@@ -15,6 +15,7 @@ name       shape         meaning
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -135,6 +136,26 @@ class Codec(nn.Module):
             finite, or ``lens`` are no fractions.
         """
         return _joined([self._sig_to_toks(row) for row in self._sig_rows(sig, lens)])
+
+    @torch.no_grad()
+    def sigs_to_toks(self, sigs: Sequence[Tensor]) -> list[Tensor]:
+        """Encode signals of any lengths; each as `sig_to_toks` encodes it alone, to the last token.
+
+        Here one after the other; a codec whose model is not changed by padding does better.
+
+        Parameters
+        ----------
+        sigs : (T,) each, at `sample_rate`, on the codec's device.
+
+        Returns
+        -------
+        (L, K) int64 of each signal.
+
+        Raises
+        ------
+        ValueError : as `sig_to_toks` does.
+        """
+        return [self.sig_to_toks(sig[None])[0] for sig in sigs]
 
     @torch.no_grad()
     def toks_to_sig(
