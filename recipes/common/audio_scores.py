@@ -135,7 +135,7 @@ class AudioScores:
                     [utterance + part], [ref_sig], [signal], languages=[language]
                 )
             if utterance in written:
-                self.run_log.audio(f"{subset}/{utterance}/{prefix}{part}", step, signal)
+                self.run_log.audio(f"{subset}/{utterance}{part}/{prefix}", step, signal)
 
     def summarize(self) -> dict[str, Any]:
         """Means by prefix and score, over the utterances of all ranks; every rank has to call it.

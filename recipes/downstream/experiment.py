@@ -1,0 +1,174 @@
+"""One task from command line to ``metrics.json``: what the four scripts share.
+
+As `recipes.common.experiment` for the stages of the codec, with tokens in the place of features.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import speechbrain as sb
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.distributed import infer_device, run_on_main
+
+from recipes.common.command_line import block_name, resolved_hash
+from recipes.common.experiment import (
+    Experiment,
+    load_dataset,
+    open_run,
+    prepare_run,
+    run_experiment,
+    seed_rank,
+)
+from recipes.common.model_cost import num_parameters
+from recipes.common.run_folder import hardware
+from recipes.downstream.brain import Task, TokenBrain
+from recipes.downstream.corpus import Corpus, Rows, open_corpus, prepare_manifests
+
+# A run may be continued with other values of these: they say how long and where, not what.
+CONTINUABLE = (
+    "data_folder",
+    "tokens_folder",  # the codec's and the tokens' hashes are compared instead
+    "tokens_batch_seconds",
+    "vectors_folder",
+    "output_folder",
+    "save_folder",
+    "num_workers",
+    "number_of_epochs",
+    "optimizer_step_limit",
+    "log_interval_steps",
+    "nonfinite_patience",
+    "metrics",
+    "score_models",
+    "valid_metric_utterances",
+    "num_audio_samples",
+    "cost_steps",
+    "on_changed_data",
+)
+Assemble = Callable[[dict[str, Any], Corpus], Task]
+
+
+def run_task(
+    brain_class: type[TokenBrain], assemble: Assemble, argv: Sequence[str]
+) -> dict[str, Any]:
+    """Parse, tokenize what is missing, train, test.
+
+    Parameters
+    ----------
+    brain_class : the task's Brain.
+    assemble : makes model and datasets of the YAML's keys and the corpus.
+    argv : command line without the program: a YAML file, SpeechBrain's run options, overrides.
+
+    Returns
+    -------
+    What ``metrics.json`` holds.
+
+    Raises
+    ------
+    ValueError : for an override that would be lost, a folder of another configuration, or data
+        that the task cannot be trained on.
+    FileNotFoundError : if data or weights are missing.
+    """
+    return run_experiment(brain_class, argv, build=partial(build_task, assemble=assemble))
+
+
+def build_task(
+    brain_class: type[TokenBrain], argv: Sequence[str], *, assemble: Assemble
+) -> Experiment:
+    """Everything up to the first batch; arguments and errors as of `run_task`."""
+    block: dict[str, str] = {}
+
+    def config_hash(param_file: str, overrides: str) -> str:
+        block["name"] = block_name(param_file, overrides, "dataset")
+        return resolved_hash(param_file, overrides, without=CONTINUABLE)
+
+    folder, hparams, run_opts = open_run(argv, config_hash=config_hash)
+    run_on_main(prepare_run, kwargs={"hparams": hparams, "prepare": prepare_manifests})
+    device = run_opts["device"] or infer_device()
+    corpus = open_corpus(hparams, device=device, with_codec=brain_class.decodes)
+    task = assemble(hparams, corpus)
+    checkpointer = hparams["checkpointer"]
+    checkpointer.add_recoverable("model", task.model)
+    brain = brain_class(
+        task=task,
+        corpus=corpus,
+        dataset={**block, "options": dict(hparams["dataset_options"])},
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=checkpointer,
+    )
+    loaders = [
+        load_dataset(brain, hparams, stage, task.datasets[stage], batch_size=hparams["batch_size"])
+        for stage in sb.Stage
+    ]
+    seed_rank(hparams["seed"])
+    # Last, so that a mistake found on the way leaves the folder free for the corrected command.
+    facts = {
+        "weights": {"codec": corpus.description["weights"], "tokens": tokens_hash(corpus)},
+        "seed": hparams["seed"],
+        "parameters": {"model": num_parameters(task.model)},
+        "hardware": hardware(brain.device),
+    }
+    run_on_main(folder.describe, kwargs=facts)
+    return Experiment(brain, *loaders)
+
+
+def make_dataset(
+    rows: Rows,
+    *,
+    items: Mapping[str, Callable[[dict[str, Any]], Any]],
+    sorting: str = "ascending",
+) -> DynamicItemDataset:
+    """Dataset of a subset's rows.
+
+    Parameters
+    ----------
+    rows : by utterance id.
+    items : what an example has beside ``id``, each a function of its row.
+    sorting : "ascending" or "descending" by duration; "random" keeps the order of ids and leaves
+        shuffling to the loader.
+
+    Raises
+    ------
+    ValueError : if ``sorting`` is none of the three.
+    """
+    if sorting not in ("random", "ascending", "descending"):
+        raise ValueError(f"sorting must be random, ascending or descending, got {sorting!r}")
+    ids = sorted(rows)
+    if sorting != "random":
+        ids.sort(key=lambda utt_id: rows[utt_id]["duration"], reverse=sorting == "descending")
+    dataset = DynamicItemDataset({utt_id: {**rows[utt_id], "row": rows[utt_id]} for utt_id in ids})
+    for name, make in items.items():
+        dataset.add_dynamic_item(make, takes="row", provides=name)
+    dataset.set_output_keys(["id", *items])
+    return dataset
+
+
+def make_datasets(
+    corpus: Corpus,
+    *,
+    items: Mapping[str, Callable[[dict[str, Any]], Any]],
+    sorting: str,
+) -> dict[sb.Stage, DynamicItemDataset]:
+    """Datasets of all stages; ``sorting`` is that of the training set, see `make_dataset`."""
+    return {
+        stage: make_dataset(
+            corpus.rows[stage.name.lower()],
+            items=items,
+            sorting=sorting if stage == sb.Stage.TRAIN else "ascending",
+        )
+        for stage in sb.Stage
+    }
+
+
+def tokens_hash(corpus: Corpus) -> str:
+    """Fingerprint of all utterances and their tokens."""
+    digest = hashlib.sha256()
+    for subset, rows in corpus.rows.items():
+        for utt_id in sorted(rows):
+            digest.update(json.dumps([subset, utt_id, rows[utt_id].get("text")]).encode())
+            digest.update(rows[utt_id]["toks"].tobytes())
+    return digest.hexdigest()[:16]
