@@ -1,8 +1,7 @@
 """eSpeak NG in this process: many voices and languages, over a hundred times faster than real time.
 
 The library and its data come in the ``espeakng-loader`` wheel and are driven through ctypes. What
-synthetic corpora (`recipes.corpora.synthetic`) and test sets (`recipes.corpora.twins`) are spoken
-by.
+synthetic corpora (`recipes.corpora.synthetic`, `recipes.corpora.twins`) are spoken by.
 """
 
 import _ctypes

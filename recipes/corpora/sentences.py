@@ -28,7 +28,20 @@ def sentence(number: int, *, seed: int, language: str = "en") -> str:
     seed : of the order of the sentences.
     language : ISO 639-1 code, a key of `GRAMMARS`.
     """
-    parts, forms = GRAMMARS[language]
+    return _spell(GRAMMARS[language], number, seed=seed)
+
+
+def short_sentence(number: int, *, seed: int) -> str:
+    """Give the ``number``-th English sentence of four words, which are of thirty-two in all.
+
+    Two numbers below 4096 never give the same. Few words make a corpus from which little speech is
+    enough to learn; parameters as those of `sentence`.
+    """
+    return _spell(_SHORT, number, seed=seed)
+
+
+def _spell(grammar: Grammar, number: int, *, seed: int) -> str:
+    parts, forms = grammar
     index, form = divmod(number, len(forms))
     rows = [parts[part].split("|") for part in forms[form].split()]
     total = math.prod(map(len, rows))
@@ -85,6 +98,16 @@ _ENGLISH_FORMS = (
     "opening determiner adjective person adverb verb number colour thing place ending",
 )
 _ENGLISH = Grammar(_ENGLISH_PARTS, _ENGLISH_FORMS)
+
+_SHORT = Grammar(
+    parts={
+        "name": "Anna|Peter|Maria|David|Susan|Robert|Julia|Simon",
+        "verb": "bought|painted|found|counted|sold|carried|opened|washed",
+        "number": "two|three|five|six|seven|eight|nine|twelve",
+        "thing": "boxes|apples|letters|bottles|flowers|stones|chairs|coins",
+    },
+    forms=("name verb number thing",),
+)
 
 # German and Dutch put the verb second: behind an opening it stands before the subject.
 _VERB_SECOND = ("subject verb object place", "opening verb subject object place")
