@@ -40,6 +40,7 @@ SCRIPTS = {
     "wavlm6_km.yaml": "train_quantizer.py",
     **CAUSAL,
     **{path.name: "recipes/evaluate.py" for path in TASKS},
+    "tokenize.yaml": "recipes/tokenize.py",
 }
 SMALL = """
 data_folder: nowhere

@@ -30,6 +30,7 @@ LAUNCHERS = ("python train_", "torchrun ", "sbatch ")
 TRAINING = [line for line in COMMANDS if line.startswith(LAUNCHERS) and " -m " not in line]
 CODEC = [line for line in COMMANDS if line.startswith("python -m focalcodec ")]
 SWEEPS = [line for line in COMMANDS if line.startswith("snakemake ")]
+PROGRAMS = {"tokenize": "recipes.tokenize FOLDER"}  # whose YAML is no task of recipes.evaluate
 MODULES = [line for line in COMMANDS if " -m " in line and line not in CODEC]
 
 
@@ -69,7 +70,8 @@ def test_module_command_names_options_that_exist(command):
     folder = Path(spec.origin).parent
     sources = [Path(spec.origin), folder / "__main__.py"]
     sources += [ROOT / word for word in argv if word.endswith(".yaml")]
-    sources += [ROOT / "recipes/hparams" / f"{word}.yaml" for word in argv[:1]]  # a task's
+    names = [module.rpartition(".")[2], *argv[:1]]  # a program's YAML, or a task's
+    sources += [ROOT / "recipes/hparams" / f"{name}.yaml" for name in names]
     source = "".join(path.read_text(encoding="utf-8") for path in sources if path.is_file())
     for option in (word for word in argv if word.startswith("--")):
         name = option.removeprefix("--")
@@ -133,6 +135,7 @@ def test_every_block_of_evaluations_has_a_place_in_the_tables():
     for block in (ROOT / "recipes/hparams").glob("*/*.yaml"):
         assert f"`{block.stem}`" in RECIPES, block
     for task in (ROOT / "recipes/hparams").glob("*.yaml"):
-        assert f"python -m recipes.evaluate {task.stem}`" in RECIPES, task
+        command = PROGRAMS.get(task.stem, f"recipes.evaluate {task.stem}")
+        assert f"python -m {command}`" in RECIPES, task
     for metric in METRICS:
         assert re.search(rf"^\| .*`{metric}`", RECIPES, flags=re.MULTILINE), metric

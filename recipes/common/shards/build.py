@@ -9,7 +9,7 @@ last one, and the shards are the same, byte for byte.
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,7 +116,7 @@ def build_shards(
     if progress:
         logger.info("%s", build.announcement())
     with closing(build.progress_bar(enabled=progress)) as bar:
-        utterances = build.run(bar)
+        utterances = build.run(on_batch=bar.update)
         bar.finish()
     return build.finish(utterances=utterances, wall_seconds=time.monotonic() - started)
 
@@ -192,22 +192,27 @@ class ShardBuild:
         total = sum(shard.seconds for shard in pending) - before
         return AudioProgress("encode", seconds=total, seconds_done=seconds_done, enabled=enabled)
 
-    def run(self, bar: AudioProgress) -> int:
-        """Work until every shard is there, by whomever; utterances that this process tried."""
+    def run(self, *, on_batch: Callable[[], None]) -> int:
+        """Work until every shard is there, by whomever; utterances that this process tried.
+
+        Parameters
+        ----------
+        on_batch : called after each batch, and at least every other second.
+        """
         utterances = 0
         pause = 0.05
         while pending := self.pending:
-            done = [self.write(shard, bar) for shard in pending]
+            done = [self.write(shard, on_batch=on_batch) for shard in pending]
             utterances += sum(number or 0 for number in done)
             if any(number is not None for number in done):
                 pause = 0.05
             else:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
-            bar.update()
+            on_batch()
         return utterances
 
-    def write(self, shard: Shard, bar: AudioProgress) -> int | None:
+    def write(self, shard: Shard, *, on_batch: Callable[[], None]) -> int | None:
         """Claim a shard and write it; utterances that were tried, None if others do or did it."""
         path = shard_path(self.folder, shard.name)
         if path.exists():
@@ -216,7 +221,7 @@ class ShardBuild:
             if not claimed or path.exists():
                 return None
             remove_leftovers(self.folder, path.name)
-            return self.encoder.write(shard, on_batch=bar.update)
+            return self.encoder.write(shard, on_batch=on_batch)
 
     def finish(self, *, utterances: int = 0, wall_seconds: float = 0.0) -> ShardReport:
         """Count the rows of finished shards, and list bad files."""
