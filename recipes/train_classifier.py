@@ -145,7 +145,7 @@ def _labelled(subset: str, rows: Rows, key: str) -> Rows:
 
 
 def _labels(dataset: DynamicItemDataset, key: str) -> list[str]:
-    return [row[key] for row in dataset.data.values()]
+    return [entry["row"][key] for entry in dataset.data.values()]
 
 
 if __name__ == "__main__":

@@ -70,7 +70,8 @@ class SeparatorBrain(TokenBrain):
         """Terms, their weight, and of each utterance (S, L, K) tokens in the targets' order."""
         refs, mask = sequences(batch.target_toks)
         refs = refs.transpose(1, 2)  # (B, S, L, K)
-        logits = self.modules.model(*self._read(batch))
+        x, x_mask = self._read(batch)
+        logits = self.modules.model(x, mask=x_mask)
         loss, order = permutation_invariant(logits, refs, mask=mask)
         hyps = in_order(logits.argmax(dim=-1), order)
         right = (hyps == refs) & mask[:, None, :, None]

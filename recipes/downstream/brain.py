@@ -158,7 +158,7 @@ class TokenBrain(TrainingBrain):
         stage : validation or test.
         part : as of `recipes.common.audio_scores.AudioScores.append_utterance`.
         """
-        row = self.task.datasets[stage].data[utterance]
+        row = self.task.datasets[stage].data[utterance]["row"]
         self.audio_scores.append_utterance(
             utterance,
             ref_sig,

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ def write_evaluation(
         folder / "metrics.json",
         {
             "task": task,
-            "codec": dict(codec),
+            "codec": {**codec, "bitrate": bitrate_of(codec)},
             "dataset": {
                 **dataset,
                 "hash": hashlib.sha256(ids.encode()).hexdigest()[:16],
@@ -87,6 +88,11 @@ def write_evaluation(
             "failures": list(test.failures),
         },
     )
+
+
+def bitrate_of(codec: Mapping[str, Any]) -> float:
+    """Bits per second of all codebooks together, of the description of a codec."""
+    return codec["token_rate"] * codec["num_codebooks"] * math.log2(codec["codebook_size"])
 
 
 def _table(rows: Sequence[Mapping[str, Any]], durations: Mapping[str, float]) -> str:

@@ -140,7 +140,9 @@ def make_dataset(
     ids = sorted(rows)
     if sorting != "random":
         ids.sort(key=lambda utt_id: rows[utt_id]["duration"], reverse=sorting == "descending")
-    dataset = DynamicItemDataset({utt_id: {**rows[utt_id], "row": rows[utt_id]} for utt_id in ids})
+    dataset = DynamicItemDataset(
+        {utt_id: {"duration": rows[utt_id]["duration"], "row": rows[utt_id]} for utt_id in ids}
+    )
     for name, make in items.items():
         dataset.add_dynamic_item(make, takes="row", provides=name)
     dataset.set_output_keys(["id", *items])

@@ -8,6 +8,12 @@ TASKS = {
     "resynthesis": "Speech resynthesis",
     "voice_conversion": "Voice conversion",
     "streaming": "Streaming",
+    "asr": "Speech recognition on tokens",
+    "speaker": "Speaker identification on tokens",
+    "emotion": "Emotion recognition on tokens",
+    "enhancement": "Speech enhancement on tokens",
+    "separation": "Speech separation on tokens",
+    "tts": "Text to speech on tokens",
 }
 
 

@@ -1,7 +1,8 @@
 """Run folders that a report is made of: evaluations, and trainings for their curves.
 
 An evaluation is a folder whose ``metrics.json`` has a ``task``; a training is one with
-``steps.jsonl``. Everything is only read.
+``steps.jsonl``, and that of a downstream task has its evaluations in folders of its own
+(``evaluation``, ``evaluation_paper``). Everything is only read.
 """
 
 import csv
@@ -193,7 +194,8 @@ def read_evaluation(folder: Path) -> Evaluation:
         for name, entry in _mapping(content, "scores", path).items()
         if (score := _score(entry, f"{path}: scores.{name}")) is not None
     }
-    description = read_description(folder)
+    # That of a downstream task is a part of its training's folder.
+    description = read_description(folder) or read_description(folder.parent)
     if description is not None and not description.get("starts"):
         raise ValueError(f"{folder / 'run.json'} has no key starts")
     return Evaluation(
@@ -268,6 +270,7 @@ def _run_folders(path: Path) -> list[Path]:
             is_run = "task" in read_json(Path(place) / "metrics.json")
         if is_run:
             found.append(Path(place))
+            found += (file.parent for file in sorted(Path(place).glob("evaluation*/metrics.json")))
             folders.clear()
     return found
 
