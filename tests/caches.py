@@ -18,7 +18,9 @@ from tests.audio_files import RATE, write_noise
 
 # Children are forked from a server that has imported the slow modules once and has no threads.
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["recipes.common.feature_cache.build", "speechbrain.core", "pytest"])
+FORK.set_forkserver_preload(
+    ["recipes.common.feature_cache.build", "recipes.common.shards", "speechbrain.core", "pytest"]
+)
 
 UNIT_BYTES = 6000  # two to four of the utterances below with 16 channels
 

@@ -256,7 +256,7 @@ class ShardBuild:
             refuse_other_corpus(self.folder, found=found, wanted=wanted)
             if not wanted["subsets"].keys() - found["subsets"].keys():
                 return
-            wanted = found | {"subsets": wanted["subsets"] | found["subsets"]}
+            wanted = found | {"subsets": found["subsets"] | wanted["subsets"] | found["subsets"]}
         for name in (CODEBOOKS, DESCRIPTION):
             remove_leftovers(self.folder, name)
         codebooks = self.extractor.codebooks()

@@ -1,0 +1,127 @@
+"""Shards that several processes fill, and that kills and full disks interrupt."""
+
+import os
+import random
+import resource
+import signal
+import sys
+
+import pytest
+
+from recipes.common.shards import ShardError, Tokens
+from recipes.common.shards.build import ShardBuild
+from tests.caches import child
+from tests.shards import Blocks, build, content, write_rows
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("audio"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(rows, tmp_path_factory):
+    """Files as one process writes them."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    build(folder, rows)
+    return content(folder)
+
+
+def build_until(folder, rows, dies_at):
+    """Build, and be killed while a batch is encoded."""
+    codec = Blocks()
+    codec.dies_at = dies_at
+    build(folder, rows, codec=codec, batch_seconds=0.3)
+
+
+def test_a_kill_costs_no_more_than_the_batch_at_work(rows, uninterrupted, tmp_path):
+    for dies_at in (3, 2, 1, 4):  # one more each time, but for the one that dies at once
+        with child(build_until, tmp_path, rows, dies_at) as process:
+            process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+    assert list(tmp_path.glob(".parts/*/*.arrow")), "finished batches of an unfinished shard"
+    before = Blocks.encoded
+    report = build(tmp_path, rows)
+    assert report.utterances == Blocks.encoded - before == len(rows) - (2 + 1 + 0 + 3)
+    assert content(tmp_path) == uninterrupted
+
+
+def die_at_line(folder, rows, number):
+    """Build, and be killed before the ``number``-th line of what writes shards."""
+    lines = 0
+
+    def on_line(frame, event, _):
+        nonlocal lines
+        lines += event == "line"
+        if lines == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return on_line
+
+    def on_call(frame, *_):
+        ours = ("/shards/", "/common/disk.py", "/common/read_ahead.py")
+        return on_line if any(name in frame.f_code.co_filename for name in ours) else None
+
+    sys.settrace(on_call)
+    build(folder, rows)
+    sys.settrace(None)
+    (folder.parent / "lines").write_text(str(lines))
+
+
+def test_killed_at_any_line_it_ends_with_the_same_bytes(rows, uninterrupted, tmp_path):
+    die_at_line(tmp_path / "whole", rows, 0)
+    total = int((tmp_path / "lines").read_text())
+    source = random.Random(0)
+    for trial in range(6):
+        folder = tmp_path / f"trial{trial}"
+        with child(die_at_line, folder, rows, source.randrange(1, total)) as process:
+            process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        build(folder, rows)
+        assert content(folder) == uninterrupted
+
+
+def test_a_damaged_part_is_computed_again(rows, uninterrupted, tmp_path):
+    with child(build_until, tmp_path, rows, 3) as process:
+        process.join(60)
+    part = next(tmp_path.glob(".parts/*/*.arrow"))
+    part.write_bytes(part.read_bytes()[:100])
+    build(tmp_path, rows)
+    assert content(tmp_path) == uninterrupted
+
+
+def test_processes_share_a_folder(rows, uninterrupted, tmp_path):
+    with child(build, tmp_path, rows) as one, child(build, tmp_path, rows) as two:
+        one.join(60), two.join(60)
+    assert (one.exitcode, two.exitcode) == (0, 0)
+    assert content(tmp_path) == uninterrupted
+
+
+def test_a_claimed_shard_is_left_to_its_holder(rows, tmp_path):
+    parts = [
+        ShardBuild(tmp_path, {"train": rows}, extractor=Tokens(Blocks()), shard_minutes=0.02)
+        for _ in range(2)
+    ]
+    shard = parts[0].shards[0]
+    others = []
+    parts[0].write(shard, on_batch=lambda: others.append(parts[1].write(shard, on_batch=print)))
+    assert others == [None] and shard not in parts[1].pending
+
+
+def build_within_limit(folder, rows, path, limit):
+    """Build where no file may become larger than ``limit`` bytes; note the error."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        build(folder, rows)
+    except ShardError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        path.write_text(str(error))
+
+
+def test_a_full_disk_is_explained_and_costs_nothing(rows, uninterrupted, tmp_path):
+    with child(build_within_limit, tmp_path / "shards", rows, tmp_path / "error", 8000) as process:
+        process.join(60)
+    message = (tmp_path / "error").read_text()
+    assert "MiB are still needed" in message and "make room and run the same command" in message
+    build(tmp_path / "shards", rows)
+    assert content(tmp_path / "shards") == uninterrupted
