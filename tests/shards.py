@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,17 @@ def content(folder: Path) -> dict[str, bytes]:
     paths = [path for path in folder.iterdir() if path.is_file()]
     paths += (folder / ".parts").rglob("*")
     return {path.name: path.read_bytes() for path in paths}
+
+
+class Stuck(Blocks):
+    """A codec that does not end, for processes that are to be ended."""
+
+    def _sig_to_toks(self, sig: Tensor) -> Tensor:
+        time.sleep(600)
+        return super()._sig_to_toks(sig)
+
+
+class Quadruples(Blocks):
+    """Twice the codebooks."""
+
+    num_codebooks = 4

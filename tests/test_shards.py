@@ -15,7 +15,7 @@ from recipes.common.shards import ShardError, SpeakerVectors, Tokens, build_shar
 from recipes.common.shards.plan import manifest_hash, plan_shards
 from recipes.common.speaker_similarity import SpeakerModel
 from tests.audio_files import RATE
-from tests.shards import Blocks, build, content, make_row, write_rows
+from tests.shards import Blocks, Quadruples, build, content, make_row, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +129,10 @@ def test_batches_change_nothing_but_are_within_their_limit(rows, uninterrupted, 
     codec, lengths = Blocks(), []
     encode = codec.sigs_to_toks
     codec.sigs_to_toks = lambda sigs: lengths.append([len(sig) for sig in sigs]) or encode(sigs)
-    build(tmp_path, rows, codec=codec, batch_seconds=0.45)
+    build(tmp_path, rows, codec=codec, batch_seconds=0.6)
     assert content(tmp_path) == uninterrupted
     padded = [len(batch) * max(batch) / RATE for batch in lengths if len(batch) > 1]
-    assert padded and max(padded) <= 0.45
+    assert padded and max(padded) <= 0.6
     with pytest.raises(ShardError, match="batch_seconds must be above 0"):
         build(tmp_path, rows, batch_seconds=0)
     with pytest.raises(ShardError, match="shard_minutes must be above 0"):
@@ -178,7 +178,7 @@ def test_a_folder_belongs_to_one_corpus_and_one_extractor(rows, uninterrupted, t
 
     more = rows | {"utt9": rows["utt0"]}
     for changes, message in [
-        ({"codec": Pcm4()}, "num_codebooks is 2 there and 4 here.*or choose another folder"),
+        ({"codec": Quadruples()}, "num_codebooks is 2 there and 4 here.*or choose another folder"),
         ({"rows": more}, "another corpus: its 9 utterances of train are not the 10 of now"),
         ({"rows": {"utt0": rows["utt0"] | {"emotion": "sad"}}}, "has columns .*all subsets"),
         ({"shard_minutes": 1}, "has shard_minutes 0.02, and now they would be 1"),
@@ -194,14 +194,6 @@ def test_a_folder_belongs_to_one_corpus_and_one_extractor(rows, uninterrupted, t
         progress=False,
     )
     assert open_shards(tmp_path).subsets == ("train", "test"), "a subset may come later"
-
-
-class Pcm4(Blocks):
-    """Twice the codebooks."""
-
-    def __init__(self):
-        super().__init__()
-        self.num_codebooks = 4
 
 
 def test_unfinished_and_damaged_folders_are_refused(rows, tmp_path):
