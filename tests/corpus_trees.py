@@ -52,6 +52,8 @@ def manifest(save_folder: Path, subset: str) -> dict[str, Any]:
     return json.loads((save_folder / f"{subset}.json").read_text(encoding="utf-8"))
 
 
-def rows(save_folder: Path, data_folder: Path) -> dict[str, dict[str, Any]]:
-    """Rows of the test set with real paths."""
-    return read_manifest(save_folder / "test.json", data_folder=data_folder)
+def rows(
+    save_folder: Path, data_folder: Path, *, subset: str = "test"
+) -> dict[str, dict[str, Any]]:
+    """Rows of a subset with real paths."""
+    return read_manifest(save_folder / f"{subset}.json", data_folder=data_folder)

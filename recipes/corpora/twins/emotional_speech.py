@@ -26,11 +26,11 @@ class Manner(NamedTuple):
 
 
 MANNERS = {
-    "anger": Manner(pitch=10, pitch_range=20, words_per_minute=50, volume=30),
+    "anger": Manner(pitch=10, pitch_range=20, words_per_minute=50, volume=15),
     "boredom": Manner(pitch=-10, pitch_range=-25, words_per_minute=-40, volume=-10),
-    "disgust": Manner(pitch=-15, pitch_range=10, words_per_minute=-20, volume=10),
+    "disgust": Manner(pitch=-15, pitch_range=10, words_per_minute=-20),
     "fear": Manner(pitch=25, pitch_range=-10, words_per_minute=60, volume=-10),
-    "happiness": Manner(pitch=29, pitch_range=24, words_per_minute=20, volume=10),
+    "happiness": Manner(pitch=29, pitch_range=24, words_per_minute=20),
     "neutral": Manner(),
     "sadness": Manner(pitch=-20, pitch_range=-30, words_per_minute=-50, volume=-20),
 }
