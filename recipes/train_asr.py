@@ -23,7 +23,7 @@ from torch.nn.functional import ctc_loss
 from recipes.downstream.brain import TokenBrain, sequences, tensor_of
 from recipes.downstream.corpus import Corpus, Rows, keep
 from recipes.downstream.evaluation import Tested
-from recipes.downstream.experiment import make_datasets, run_task
+from recipes.downstream.experiment import make_datasets, make_model, run_task
 from recipes.downstream.text import Tokenizer, load_tokenizer, plain_words
 
 BLANK = 0
@@ -142,7 +142,7 @@ def assemble(hparams: dict[str, Any], corpus: Corpus) -> Recognition:
         "text": lambda row: row["text"],
     }
     datasets = make_datasets(corpus._replace(rows=rows), items=items, sorting=hparams["sorting"])
-    model = hparams["model"](corpus.codebooks, num_units=tokenizer.num_units)
+    model = make_model(hparams, corpus, num_units=tokenizer.num_units)
     return Recognition(model, datasets, tokenizer)
 
 

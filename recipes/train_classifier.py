@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from recipes.downstream.brain import TokenBrain, sequences, tensor_of
 from recipes.downstream.corpus import Corpus, Rows, keep
 from recipes.downstream.evaluation import Tested
-from recipes.downstream.experiment import make_datasets, run_task
+from recipes.downstream.experiment import make_datasets, make_model, run_task
 
 SCORES = {"speaker": "si_error", "emotion": "ser_error"}  # names in reports
 
@@ -111,7 +111,7 @@ def assemble(hparams: dict[str, Any], corpus: Corpus) -> Classification:
         "label": lambda row: torch.tensor([classes[row[key]]]),
     }
     datasets = make_datasets(corpus._replace(rows=rows), items=items, sorting=hparams["sorting"])
-    model = hparams["model"](corpus.codebooks, num_labels=len(labels))
+    model = make_model(hparams, corpus, num_labels=len(labels))
     return Classification(model, datasets, labels)
 
 

@@ -24,7 +24,7 @@ from recipes.common.scoring import SAMPLE_RATE
 from recipes.downstream.brain import TokenBrain, sequences, tensor_of
 from recipes.downstream.corpus import Corpus, Rows, keep, refuse_scores_without_audio
 from recipes.downstream.evaluation import Tested
-from recipes.downstream.experiment import make_datasets, run_task
+from recipes.downstream.experiment import make_datasets, make_model, run_task
 from recipes.downstream.token_losses import permutation_invariant
 
 TARGETS = ("target_toks", "target_2_toks")
@@ -138,7 +138,7 @@ def assemble(hparams: dict[str, Any], corpus: Corpus) -> Separation:
         items["sig"] = lambda row: load_input(row, sample_rate=rate)
         sizes = feature_sizes(corpus.codec)
     datasets = make_datasets(corpus._replace(rows=rows), items=items, sorting=hparams["sorting"])
-    model = hparams["model"](corpus.codebooks, num_sources=hparams["num_sources"], **sizes)
+    model = make_model(hparams, corpus, num_sources=hparams["num_sources"], **sizes)
     return Separation(model, datasets)
 
 

@@ -37,7 +37,7 @@ from recipes.downstream.corpus import (
     refuse_scores_without_audio,
 )
 from recipes.downstream.evaluation import Tested
-from recipes.downstream.experiment import make_datasets, run_task
+from recipes.downstream.experiment import make_datasets, make_model, run_task
 from recipes.downstream.sampling import Generated, generate
 from recipes.downstream.text import Tokenizer, load_tokenizer, plain_words
 
@@ -236,9 +236,7 @@ def assemble(hparams: dict[str, Any], corpus: Corpus) -> Synthesis:
         write=if_main_process(),
     )
     speaker_dim = len(next(iter(rows["train"].values()))["vector"])
-    model = hparams["model"](
-        corpus.codebooks, num_characters=tokenizer.num_units, speaker_dim=speaker_dim
-    )
+    model = make_model(hparams, corpus, num_characters=tokenizer.num_units, speaker_dim=speaker_dim)
     rows = {subset: _fitting(subset, rows[subset], model, tokenizer) for subset in rows}
     items = {
         "toks": lambda row: tensor_of(row["toks"]),

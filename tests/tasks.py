@@ -107,7 +107,9 @@ def write_spoken(folder: Path, *, number: int = 8) -> Path:
     error in the test. Speakers differ by the level of the first ten blocks.
     """
     source = random.Random(0)
-    texts = ["".join(source.choice("abcde") for _ in range(source.randint(2, 5))) for _ in range(number)]
+    texts = [
+        "".join(source.choice("abcde") for _ in range(source.randint(2, 5))) for _ in range(number)
+    ]
     for split in SUBSETS.values():
         for index, text in enumerate(texts):
             speaker = str(1 + index % 2)
@@ -122,11 +124,14 @@ def write_spoken(folder: Path, *, number: int = 8) -> Path:
 
 def write_noisy(folder: Path, *, number: int = 8) -> Path:
     """VoiceBank's layout: the noise raises every level by eight."""
-    source = random.Random(0)
-    for subset, speakers in (("trainset_28spk", ("p1", "p226", "p2", "p287")), ("testset", ("q1",))):
+    for subset, speakers in (
+        ("trainset_28spk", ("p1", "p226", "p2", "p287")),
+        ("testset", ("q1",)),
+    ):
         for index in range(number):
             speaker = speakers[index % len(speakers)]
-            clean = [source.randrange(8) for _ in range(10 + index)]
+            source = random.Random(index)
+            clean = [source.randrange(8) for _ in range(20 + index)]
             name = f"{speaker}_{index:03d}.wav"
             write_toks(folder / f"clean_{subset}_wav" / name, clean)
             write_toks(folder / f"noisy_{subset}_wav" / name, [tok + 8 for tok in clean])
@@ -134,9 +139,9 @@ def write_noisy(folder: Path, *, number: int = 8) -> Path:
 
 
 def write_mixtures(folder: Path, *, number: int = 8) -> Path:
-    """Libri2Mix' layout: the level of a mixture tells both voices, the higher one first or second."""
-    source = random.Random(0)
+    """Libri2Mix' layout: a mixture tells both voices, the higher one first or second."""
     for subset in ("train-100", "dev", "test"):
+        source = random.Random(0)
         root = folder / "Libri2Mix" / "wav16k" / "min" / subset
         for index in range(number):
             high = [source.randrange(4) for _ in range(10 + index)]

@@ -36,7 +36,7 @@ class Corpus(NamedTuple):
 
     rows: dict[str, Rows]
     description: dict[str, Any]
-    codebooks: Tensor
+    codebooks: Tensor | None
     codec: Codec | None
     device: str
 

@@ -12,6 +12,7 @@ from typing import Any
 import speechbrain as sb
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import infer_device, run_on_main
+from torch import nn
 
 from recipes.common.command_line import block_name, resolved_hash
 from recipes.common.experiment import (
@@ -114,6 +115,30 @@ def build_task(
     }
     run_on_main(folder.describe, kwargs=facts)
     return Experiment(brain, *loaders)
+
+
+def make_model(hparams: Mapping[str, Any], corpus: Corpus, **sizes: Any) -> nn.Module:
+    """Model of the YAML for a corpus' tokens, with weights that the seed alone draws.
+
+    What was drawn before depends on what there was to load and to encode.
+
+    Parameters
+    ----------
+    hparams : keys of the YAML.
+    corpus : gives the codebooks that embeddings start from.
+    sizes : further arguments of the YAML's ``model``.
+
+    Raises
+    ------
+    ValueError : if the codec has no codebooks.
+    """
+    if corpus.codebooks is None:
+        raise ValueError(
+            f"{corpus.description['name']} gives no codebooks, from which embeddings start; write "
+            "its adapter's embeddings()"
+        )
+    sb.utils.seed.seed_everything(hparams["seed"], verbose=False)
+    return hparams["model"](corpus.codebooks, **sizes)
 
 
 def make_dataset(
