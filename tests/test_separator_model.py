@@ -54,6 +54,13 @@ def test_padding_of_features_never_changes_a_result(frames_per_tok):
         assert torch.allclose(logits[row, :, : alone.shape[1]], alone, atol=1e-4)  # as above
 
 
+def test_dropout_is_for_training():
+    separator, toks = make_separator(dropout=0.5), random_toks(3, 9, 1)
+    assert not torch.equal(separator(toks), separator(toks))
+    separator.eval()
+    assert torch.equal(separator(toks), separator(toks))
+
+
 def test_loss_equals_the_mean_over_real_tokens():
     logits, toks = torch.randn(3, 9, 2, CODEBOOK_SIZE), random_toks(3, 9, 2)
     expected = cross_entropy(logits[MASK].flatten(0, 1), toks[MASK].flatten())
@@ -100,7 +107,8 @@ def test_each_utterance_has_its_own_order():
 
 
 def test_gradient_is_that_of_the_chosen_order():
-    logits = torch.randn(3, 2, 9, 2, CODEBOOK_SIZE, requires_grad=True)
+    padding = ~MASK[:, None, :, None, None]
+    logits = torch.randn(3, 2, 9, 2, CODEBOOK_SIZE).masked_fill(padding, math.nan).requires_grad_()
     toks = random_toks(3, 2, 9, 2)
     found = permutation_invariant(logits, toks, mask=MASK)
     assert len(found.order.unique(dim=0)) == 2
@@ -110,6 +118,7 @@ def test_gradient_is_that_of_the_chosen_order():
     (gradient,) = torch.autograd.grad(found.loss, logits)
     (expected,) = torch.autograd.grad(loss, logits)
     assert torch.allclose(gradient, expected, atol=1e-7)  # float32, sums of 64
+    assert not gradient.masked_select(padding).any()
 
 
 @pytest.mark.parametrize("num_sources", [1, 2])

@@ -1,9 +1,11 @@
 """Speech from text: padding, the end, cached generation, sampling, and a text learnt by heart."""
 
+import math
+
 import pytest
 import torch
 
-from recipes.downstream.sampling import generate
+from recipes.downstream.sampling import draw, generate
 from recipes.downstream.speech_lm import SpeechLM
 
 CODEBOOK_SIZE, NUM_CHARACTERS, SPEAKER_DIM = 12, 9, 6
@@ -180,6 +182,25 @@ def test_samples_follow_the_distribution():
     kept = shares(top_p=0.6)
     assert not kept[nucleus == 0].any()
     assert torch.allclose(kept, nucleus / nucleus.sum(), atol=tolerance)
+
+
+def test_what_has_no_probability_is_never_drawn():
+    scores = torch.tensor([-torch.inf, 1.0, -torch.inf, 2.0, -torch.inf]).expand(3, -1)
+    below = 1 / (1 + math.e)
+    highest = 1 - 2**-24  # of float32 below 1
+    drawn = draw(scores, uniform=torch.tensor([0, below - 1e-6, highest]))
+    assert drawn.tolist() == [1, 1, 3]
+    drawn = draw(scores, uniform=torch.tensor([1e-6, below + 1e-6, highest]))
+    assert drawn.tolist() == [1, 3, 3]
+    many = torch.randn(500, 100).index_fill(1, torch.tensor([99]), -torch.inf)
+    assert (draw(many, uniform=torch.full((500,), highest)) == 98).all()
+
+
+def test_dropout_is_for_training():
+    lm, batch = make_lm(dropout=0.5), batch_of()
+    assert torch.equal(lm(**batch).logits, lm(**batch).logits)
+    lm.train()
+    assert not torch.equal(lm(**batch).logits, lm(**batch).logits)
 
 
 @codebook_counts

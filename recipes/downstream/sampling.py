@@ -74,7 +74,7 @@ def generate(
         scores = model.logits(x)
         if num_toks is not None or step == 0:
             scores[:, 0, -1] = -torch.inf
-        drawn = _draw(warp(scores), uniform=uniform)
+        drawn = draw(warp(scores), uniform=uniform)
         ends = (drawn[:, 0] == model.codebook_size) & (step < lengths)
         lengths = lengths.masked_fill(ends, step)
         steps.append(drawn.masked_fill((step >= lengths)[:, None], 0))
@@ -84,6 +84,26 @@ def generate(
     toks = torch.stack(steps, dim=1).unbind()
     rows = [row[:length] for row, length in zip(toks, lengths.tolist(), strict=True)]
     return Generated(rows, lengths < limits)
+
+
+def draw(scores: Tensor, *, uniform: Tensor) -> Tensor:
+    """Draw classes: the inverse of their cumulated probabilities.
+
+    With one number for a draw, all those of a row are known before, on any device.
+
+    Parameters
+    ----------
+    scores : (..., classes) logits; a class at -inf is never drawn.
+    uniform : (...) float32 in [0, 1).
+
+    Returns
+    -------
+    (...) int64.
+    """
+    # In float64: a float32 sum over thousands of classes is rounded by as much as the rarest have.
+    levels = scores.double().softmax(dim=-1).cumsum(dim=-1)
+    thresholds = uniform.double()[..., None] * levels[..., -1:]
+    return torch.searchsorted(levels, thresholds, right=True)[..., 0]
 
 
 class _CachedDecoder:
@@ -132,18 +152,6 @@ def _warper(*, top_p: float, temperature: float) -> Callable[[Tensor], Tensor]:
         [TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(top_p)]
     )
     return lambda scores: warpers(None, scores.flatten(0, 1)).view_as(scores)
-
-
-def _draw(scores: Tensor, *, uniform: Tensor) -> Tensor:
-    """(B, K) classes, the inverse of the distribution of scores (B, K, classes) at (B, K).
-
-    With one uniform number for a token, all of a row's can be drawn before, on any device.
-    """
-    # In float64 the numbers, which are float32 below 1, stay below the sum: a class of probability
-    # 0 is never drawn.
-    levels = scores.double().softmax(dim=-1).cumsum(dim=-1)
-    thresholds = uniform.double()[..., None] * levels[..., -1:]
-    return torch.searchsorted(levels, thresholds, right=True)[..., 0]
 
 
 def _uniforms(seeds: Sequence[int], *, max_toks: int, model: SpeechLM, like: Tensor) -> Tensor:
