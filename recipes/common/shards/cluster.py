@@ -52,24 +52,35 @@ def run_on_ray(
         num_gpus=gpus_per_worker,
     )
     try:
-        for _ in written.iter_rows():
+        for row in written.iter_rows():
+            if row["error"]:
+                raise ShardError(row["error"])
             on_shard()
     except ray.exceptions.RayError as error:
         raise ShardError(
-            f"{str(error).strip().splitlines()[-1]}; finished shards are kept: run the same command"
+            f"Ray: {str(error).strip().splitlines()[0]}; finished shards are kept: run the same "
+            "command"
         ) from error
 
 
 class _ShardWriter:
-    """Actor that writes the shards that it is given."""
+    """Actor that writes the shards that it is given; what the user can put right is a result.
+
+    Ray would wrap an exception in a page of its own advice.
+    """
 
     def __init__(self, make_build: Callable[[], ShardBuild]) -> None:
-        self.build = make_build()
-        self.shards = {shard.name: shard for shard in self.build.shards}
+        self.make_build = make_build
+        self.build: ShardBuild | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        self.build.write(self.shards[row["name"]], on_batch=_nothing)
-        return row
+        try:
+            self.build = self.build or self.make_build()
+            shard = next(shard for shard in self.build.shards if shard.name == row["name"])
+            self.build.write(shard, on_batch=_nothing)
+        except (ValueError, OSError) as error:
+            return row | {"error": str(error)}
+        return row | {"error": ""}
 
 
 def _nothing() -> None:
