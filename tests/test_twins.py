@@ -226,6 +226,8 @@ def test_twins_say_what_is_wrong(tmp_path):
         twins.generate("iemocap", tmp_path / "a", speakers=2)
     with pytest.raises(ValueError, match="at least 2 are needed, got 1"):
         twins.generate("libri2mix", tmp_path / "a", speakers=1)
+    with pytest.raises(ValueError, match="up to 10 speakers and 70 utterances.* got 11 and 7"):
+        twins.generate("emodb", tmp_path / "a", speakers=11, utterances=7)
     with pytest.raises(ValueError, match="200 speakers asked for, there are 28 voices"):
         twins.generate("mls", tmp_path / "a", speakers=200)
     assert not (tmp_path / "a").exists()

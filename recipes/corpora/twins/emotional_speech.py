@@ -71,15 +71,18 @@ def iemocap(engine: Espeak, *, seed: int, utterances: int = 12) -> Twin:
 
 def emodb(engine: Espeak, *, seed: int, speakers: int = 10, utterances: int = 14) -> Twin:
     """EmoDB's wav folder, 16 kHz: each sentence in seven emotions, by German voices."""
-    if speakers > len(_SPEAKERS):
-        raise ValueError(f"EmoDB has {len(_SPEAKERS)} speakers, got {speakers}")
     twin, letters = Twin([], {}), list(EMOTIONS)
+    most = len(_SENTENCES) * len(letters)
+    if speakers > len(_SPEAKERS) or utterances > most:
+        raise ValueError(
+            f"EmoDB has up to {len(_SPEAKERS)} speakers and {most} utterances of each, got "
+            f"{speakers} and {utterances}"
+        )
     voices = draw_voices(speakers, seed=seed, languages=["de"])
     for speaker, voice in zip(_SPEAKERS, voices, strict=False):
         for j in range(utterances):
             number, letter = j // len(letters), letters[j % len(letters)]
-            version, number = divmod(number, len(_SENTENCES))
-            path = Path("wav", f"{speaker}{_SENTENCES[number]}{letter}{'abcdef'[version]}.wav")
+            path = Path("wav", f"{speaker}{_SENTENCES[number]}{letter}a.wav")
             text = sentence(number, seed=seed, language="de")
             utterance = Utterance(engine, MANNERS[EMOTIONS[letter]].of(voice), text)
             twin.recordings.append(spoken(path, utterance, sample_rate=16_000))
@@ -89,7 +92,7 @@ def emodb(engine: Espeak, *, seed: int, speakers: int = 10, utterances: int = 14
 def _dialogue_texts(
     folder: Path, dialogue: str, turns: dict[str, tuple[str, str]]
 ) -> dict[Path, str]:
-    """Write a dialogue's evaluation and transcript: labels and texts by turn, times invented."""
+    """Make a dialogue's evaluation and transcript: labels and texts by turn, times invented."""
     evaluation = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n"]
     transcript = []
     for number, (name, (label, text)) in enumerate(turns.items()):

@@ -47,8 +47,9 @@ def generate(
     ----------
     name : a key of `TWINS`.
     output_folder : becomes the ``data_folder`` of the corpus.
-    speakers : of ``mls`` in each language, of ``librispeech`` and ``librispeech460`` in each split;
-        of training sets those that are trained on. ``iemocap`` always has ten.
+    speakers : of ``mls`` in each language, of ``librispeech`` in each split, of training sets those
+        that are trained on, of ``librispeech460`` in each split of these. ``emodb`` has up to ten
+        in all; ``iemocap`` always has ten.
     utterances : of each speaker. None for this or ``speakers``: a few, made in seconds.
     seed : of voices, sentences and noise.
 
