@@ -189,18 +189,17 @@ class TokenBrain(TrainingBrain):
             for row in metrics.rows:
                 found = {f"{shown}_{key}": value for key, value in row.items() if key != "id"}
                 rows.setdefault(row["id"], {"id": row["id"]}).update(found)
-        failures = [
-            failure._asdict()
-            for prefix, metrics in self.audio_scores.metrics.items()
-            for failure in metrics.failures
-            if prefix == hyp
-        ]
         logged = self.run_log.metrics["test"]
+        not_computed, failures = logged["not_computed"], []
+        if hyp in self.audio_scores.metrics:
+            scored = self.audio_scores.metrics[hyp]
+            not_computed = scored.not_computed
+            failures = [failure._asdict() for failure in scored.failures]
         return Tested(
             name,
             list(rows.values()),
             weights=weights,
-            not_computed=logged["not_computed"],
+            not_computed=not_computed,
             models=logged["models"],
             failures=failures,
             samples=self.run_log.folder / "samples" / "test",
