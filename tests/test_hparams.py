@@ -33,6 +33,14 @@ CAUSAL = {
     "bsq_causal.yaml": "train_quantizer.py",
     "joint.yaml": "train_quantizer.py",
 }
+DOWNSTREAM = {
+    "asr.yaml": "recipes/train_asr.py",
+    "speaker.yaml": "recipes/train_classifier.py",
+    "emotion.yaml": "recipes/train_classifier.py",
+    "enhancement.yaml": "recipes/train_separator.py",
+    "separation.yaml": "recipes/train_separator.py",
+    "tts.yaml": "recipes/train_tts.py",
+}
 SCRIPTS = {
     "vocos.yaml": "train_decoder.py",
     "bsq.yaml": "train_quantizer.py",
@@ -41,6 +49,7 @@ SCRIPTS = {
     **CAUSAL,
     **{path.name: "recipes/evaluate.py" for path in TASKS},
     "tokenize.yaml": "recipes/tokenize.py",
+    **DOWNSTREAM,
 }
 SMALL = """
 data_folder: nowhere
@@ -118,7 +127,10 @@ def test_every_yaml_is_short():
 def _keys_read_by_the_code(script: str) -> set[str]:
     """Names after ``.hparams.``, constant keys of ``hparams[...]`` and of calls with hparams."""
     keys = set()
-    for path in [ROOT / script, *(ROOT / "recipes/common").rglob("*.py")]:
+    shared = [*(ROOT / "recipes/common").rglob("*.py")]
+    if Path(script).name in {Path(name).name for name in DOWNSTREAM.values()}:
+        shared += (ROOT / "recipes/downstream").rglob("*.py")
+    for path in [ROOT / script, *shared]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("hparams"):
                 keys.add(node.attr)
@@ -293,3 +305,19 @@ def test_tasks_share_their_keys_and_defaults():
     assert shared[0] == shared[1] == shared[2]
     for key in ("seed", "offline", "codec", "codec_checkpoint", "codec_options", "output_folder"):
         assert canonical(keys["speed"][key]) == shared[0][key], key
+
+
+def test_downstream_tasks_share_their_keys_and_the_papers_settings():
+    keys = {
+        name: ruamel.yaml.YAML().load((ROOT / "recipes/hparams" / name).read_text(encoding="utf-8"))
+        for name in DOWNSTREAM
+    }
+    shared = set.intersection(*map(set, keys.values())) - {"dataset", "output_folder", "model"}
+    assert len(shared) > 35
+    for key in shared - {"metrics", "num_layers", "num_heads"}:
+        assert len({canonical(one[key]) for one in keys.values()}) == 1, key
+    asr = keys["asr.yaml"]
+    paper = {"lr": 0.0001, "batch_size": 16, "dropout": 0.1, "max_grad_norm": 0.01, "seed": 0}
+    assert {key: asr[key] for key in paper} == paper
+    assert list(asr["betas"]) == [0.8, 0.99] and asr["weight_decay"] == 0.01
+    assert (asr["lr_factor"], asr["max_duration_s"], asr["sorting"]) == (0.9, 60, "ascending")

@@ -167,6 +167,16 @@ def test_imports_keep_to_their_layer(path):
     if module.startswith("recipes.evaluation"):
         lower = ("recipes.common", "recipes.codecs", "recipes.evaluation")
         assert all(name.startswith(lower) for name in names if name.startswith("recipes"))
+    if module.startswith("recipes.downstream"):
+        lower = ("recipes.common", "recipes.codecs", "recipes.downstream")
+        lower += ("recipes.evaluation.scores",)
+        assert all(name.startswith(lower) for name in names if name.startswith("recipes"))
+        assert "transformers" not in _imports(path, top_level_only=True)
+    if module.startswith("recipes.train_") or module.startswith("recipes.tokenize"):
+        scripts = {
+            name for name in names if name.startswith(("recipes.train_", "recipes.tokenize"))
+        }
+        assert not scripts, "scripts share through recipes.common and recipes.downstream"
     if module.startswith("recipes.reporting"):
         lower = ("recipes.common", "recipes.reporting")  # it reads files, whoever wrote them
         assert all(name.startswith(lower) for name in names if name.startswith("recipes"))
