@@ -2,8 +2,9 @@
 
     python -m benchmarks.tokenize --audio /data/speech --checkpoint results/real/codec --kills 10
 
-One and two workers run ``recipes.tokenize`` in turns, each into a new folder; a run's seconds are
-those that it reports, without the start of its processes and without the headers of the corpus.
+One and two workers run ``recipes.tokenize`` in turns, each into a new folder. Speed is that between
+the first and the last shard, so that the start of processes, which is all that a small corpus
+shows, does not count.
 Sizes are those of the tokens' column alone. A killed run has its whole process group killed at a
 random time, is started again until it ends, and must hold the same bytes as the others.
 """
@@ -12,7 +13,6 @@ import argparse
 import math
 import os
 import random
-import re
 import shutil
 import signal
 import statistics
@@ -28,7 +28,6 @@ from benchmarks.measuring import machine
 from recipes.common.shards import Shards, open_shards
 
 ROOT = Path(__file__).resolve().parents[1]
-_REPORT = re.compile(r"encoded (\S+) h of audio in (\S+) s")
 
 
 def command(arguments: argparse.Namespace, folder: Path, *, workers: int) -> list[str]:
@@ -59,8 +58,8 @@ def start(words: list[str]) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen) -> tuple[float, float]:
-    """Wait for a run; hours of audio that it encoded, seconds that it took.
+def finish(process: subprocess.Popen) -> None:
+    """Wait for a run.
 
     Raises
     ------
@@ -69,8 +68,14 @@ def finish(process: subprocess.Popen) -> tuple[float, float]:
     _, printed = process.communicate()
     if process.returncode != 0:
         raise RuntimeError(f"exit status {process.returncode}:\n{printed}")
-    hours, seconds = _REPORT.search(printed).groups()
-    return float(hours), float(seconds)
+
+
+def pace(folder: Path) -> float:
+    """Seconds of audio per second between the first and the last shard of a run."""
+    first, *others = sorted(folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)
+    columns = [pq.read_table(path, columns=["duration"])["duration"] for path in others]
+    seconds = sum(sum(column.to_pylist()) for column in columns)
+    return seconds / (others[-1].stat().st_mtime - first.stat().st_mtime)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -135,13 +140,13 @@ def print_speeds(arguments: argparse.Namespace, folder: Path) -> dict[str, bytes
     for repeat in range(arguments.repeats):
         for workers, found in paces.items():
             place = folder / f"{workers}-{repeat}"
-            hours, seconds = finish(start(command(arguments, place, workers=workers)))
-            found.append(3600 * hours / seconds)
+            finish(start(command(arguments, place, workers=workers)))
+            found.append(pace(place))
             wanted = wanted or content(place)
             if content(place) != wanted:
                 raise RuntimeError(f"{place} differs from the first run")
     one, two = (statistics.median(found) for found in paces.values())
-    print(f"{hours:.3f} h; one worker {one:.1f} h per hour, two {two:.1f}: {two / one:.2f} x")
+    print(f"hours of audio per hour: one worker {one:.1f}, two {two:.1f}: {two / one:.2f} x")
     return wanted
 
 

@@ -46,6 +46,15 @@ def test_a_kill_costs_no_more_than_the_batch_at_work(rows, uninterrupted, tmp_pa
     assert content(tmp_path) == uninterrupted
 
 
+def test_a_bad_file_of_a_killed_build_is_not_tried_again(rows, tmp_path):
+    rows = rows | {"utt3": rows["utt3"] | {"wav": "/gone/utt3.wav"}}  # the first shard's longest
+    with child(build_until, tmp_path, rows, 2) as process:
+        process.join(60)
+    report = build(tmp_path, rows)
+    assert report.utterances == len(rows) - 2, "it, and the one behind it, are known"
+    assert report.bad == {"utt3": "no such file"}
+
+
 def die_at_line(folder, rows, number):
     """Build, and be killed before the ``number``-th line of what writes shards."""
     lines = 0
