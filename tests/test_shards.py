@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import datasets
+import numpy
 import pandas
+import pyarrow
 import pytest
 import soundfile
 import torch
@@ -12,6 +14,7 @@ import torch
 from recipes.common.dataio import BadAudioError, read_bad_files
 from recipes.common.mixing import load_input, load_targets
 from recipes.common.shards import ShardError, SpeakerVectors, Tokens, build_shards, open_shards
+from recipes.common.shards.format import make_schema, make_table, write_shard
 from recipes.common.shards.plan import manifest_hash, plan_shards
 from recipes.common.speaker_similarity import SpeakerModel
 from tests.audio_files import RATE
@@ -109,6 +112,18 @@ def test_a_codebook_too_large_for_16_bits(rows, tmp_path):
     shards = open_shards(tmp_path)
     assert shards.read("train")["utt0"]["toks"].dtype == "uint32"
     assert torch.equal(shards.codebooks, torch.arange(6.0).view(2, 3, 1))
+
+
+@pytest.mark.parametrize(("size", "most"), [(8192, 14.0), (2**16, 16.3)])
+def test_tokens_take_little_more_than_the_bits_they_need(tmp_path, size, most):
+    toks = numpy.random.default_rng(0).integers(0, size, 50 * 3600).astype("uint16")
+    schema = make_schema({"id": pyarrow.string(), "toks": pyarrow.list_(pyarrow.uint16())})
+    rows = [{"id": str(n), "toks": part} for n, part in enumerate(toks.reshape(-1, 600))]
+    with open(tmp_path / "shard", "wb") as file:
+        write_shard(file, make_table(rows, schema))
+    assert (tmp_path / "shard").stat().st_size * 8 < most * len(toks)
+    stored = pandas.read_parquet(tmp_path / "shard")["toks"]
+    assert numpy.array_equal(numpy.concatenate(stored.to_list()), toks)
 
 
 def test_the_plan_depends_on_the_manifests_alone(rows):
