@@ -83,11 +83,16 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def kill_until_done(words: list[str], *, kills: int, within: float, source: random.Random) -> int:
+def kill_until_done(
+    folder: Path, words: list[str], *, kills: int, within: float, source: random.Random
+) -> int:
     """Start a run again and again, killed at random times, then once to its end; kills delivered.
+
+    One that has ended before its kill begins anew, so that later kills have something to interrupt.
 
     Parameters
     ----------
+    folder : of the shards.
     words : of the command.
     kills : to be delivered.
     within : seconds of a start in which a kill may come.
@@ -98,6 +103,7 @@ def kill_until_done(words: list[str], *, kills: int, within: float, source: rand
         process = start(words)
         try:
             process.wait(source.uniform(0.2, 1.0) * within)
+            shutil.rmtree(folder)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             delivered += 1
@@ -171,6 +177,7 @@ def main(argv: list[str]) -> int:
         print_sizes(open_shards(folder / "1-0"))
         killed = folder / "killed"
         delivered = kill_until_done(
+            killed,
             command(arguments, killed, workers=2),
             kills=arguments.kills,
             within=within,
