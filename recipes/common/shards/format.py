@@ -7,13 +7,14 @@
     codebooks.safetensors          vectors of the tokens, where the extractor has them
     bad_files.tsv                  path and reason of what has no row
     .parts/, .locks/               finished batches of unfinished shards; what claims are made on
+    .manifests/                    of recipes.tokenize, with the bad files that headers show
 
 Columns: ``id``, ``duration`` in seconds, those of the extractor (lists are flat: frame after frame,
 the codebooks of a frame side by side), and the labels that the corpus has, null where unknown.
 
 A shard appears whole. Tokens are stored byte after byte (BYTE_STREAM_SPLIT) and compressed (zstd):
 13.7 bits for one of 8192 equally frequent codes in a shard of one hour at 50 Hz, 13.2 in one of
-four, where a dictionary takes 14.0 and 13.3 (28.8 for 65536 codes at 12.5 Hz: most are used once),
+four, where a dictionary takes 14.0 and 13.3 (29.6 for 65536 codes at 12.5 Hz),
 plain integers 18.3 and packed bits, which no reader of Parquet knows, 13.
 """
 
