@@ -1,11 +1,11 @@
-# `make demo` (train, export and use a small codec), `make demo-stream` (the same for a streaming one) and `make test`. Each
-# makes its own environment.
+# `make demo` (train, export and use a small codec), `make demo-stream` (the same for a streaming one), `make downstream` (six tasks
+# on its tokens) and `make test`. Each makes its own environment.
 PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo demo-stream test lint env clean
+.PHONY: demo demo-stream downstream test lint env clean
 
 demo: $(VENV)/.demo
 	$(PY) -m recipes.demo
@@ -13,6 +13,9 @@ demo: $(VENV)/.demo
 # Its pipeline runs under Snakemake, which comes with what the tests need.
 demo-stream: $(VENV)/.test
 	$(PY) -m recipes.demo_stream
+
+downstream: $(VENV)/.demo
+	$(PY) -m recipes.demo_downstream
 
 test: $(VENV)/.test
 	$(PY) -m ruff check .

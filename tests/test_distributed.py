@@ -1,8 +1,6 @@
 """Two processes on the CPU: where upstream trains on a random encoder, then hangs."""
 
 import json
-import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +11,8 @@ from recipes.common.dataio import collate
 from recipes.common.experiment import build_experiment
 from recipes.common.fingerprint import fingerprint
 from recipes.common.metrics import AudioMetrics
-from tests.saved_runs import free_port
 from tests.stages import STAGES, STREAMING, fit_one, options, start, steps_of
+from tests.two_ranks import become, on_two_ranks
 
 ENCODER = """# WavLM at toy size.
 !new:focalcodec.wavlm.WavLM
@@ -32,23 +30,8 @@ _ALL = STAGES | STREAMING
 LFQ = "!include:quantizer/lfq_10bit.yaml"
 
 
-def _become(rank: int, port: int) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-
-
-def _on_two_ranks(function: Callable, *arguments: object) -> None:
-    torch.multiprocessing.spawn(function, (free_port(), *arguments), nprocs=2)
-
-
 def _train(rank: int, port: int, stage: str, corpus: Path, folder: Path) -> None:
-    _become(rank, port)
+    become(rank, port)
     torch.manual_seed(rank)  # an encoder that only one rank loads would differ
     encoder = {"encoder": f"!include:{folder / 'wavlm.yaml'}", "encoder_checkpoint": "random"}
     if stage in STREAMING:
@@ -77,7 +60,7 @@ def fingerprint_of(modules: torch.nn.Module) -> float:
 @pytest.mark.parametrize("stage", [*STAGES, "encoder", "joint"])
 def test_two_processes_finish_with_one_encoder_and_one_set_of_weights(stage, corpus, tmp_path):
     (tmp_path / "wavlm.yaml").write_text(ENCODER)
-    _on_two_ranks(_train, stage, corpus, tmp_path)
+    on_two_ranks(_train, stage, corpus, tmp_path)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
@@ -114,7 +97,7 @@ def _step_once(
 def _step_of_half(
     rank: int, port: int, stage: str, corpus: Path, folder: Path, overrides: dict
 ) -> None:
-    _become(rank, port)
+    become(rank, port)
     half = slice(2 * rank, 2 * rank + 2)
     _step_once(stage, corpus, folder, overrides, utterances=half, ranks=2)
     torch.distributed.destroy_process_group()
@@ -139,7 +122,7 @@ def test_two_ranks_with_half_of_a_batch_each_are_one_with_all_of_it(
     stage, overrides, corpus, tmp_path
 ):
     """Utterances have unequal lengths: a mean of the ranks' means would be another."""
-    _on_two_ranks(_step_of_half, stage, corpus, tmp_path, overrides)
+    on_two_ranks(_step_of_half, stage, corpus, tmp_path, overrides)
     _step_once(stage, corpus, tmp_path, overrides, utterances=slice(0, 4), ranks=1)
     apart, together = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (2, 1))
     largest = max(change.norm() for change in together)
@@ -152,7 +135,7 @@ def test_two_ranks_with_half_of_a_batch_each_are_one_with_all_of_it(
 
 
 def _score(rank: int, port: int, folder: Path) -> None:
-    _become(rank, port)
+    become(rank, port)
     torch.distributed.init_process_group("gloo")
     metrics = AudioMetrics(names=["mel_distance"], sample_rate=16000, rank=rank, world_size=2)
     _append_five(metrics)
@@ -173,7 +156,7 @@ def _append_five(metrics: AudioMetrics) -> None:
 
 
 def test_ranks_share_the_scoring_and_get_all_scores(tmp_path):
-    _on_two_ranks(_score, tmp_path)
+    on_two_ranks(_score, tmp_path)
     alone = AudioMetrics(names=["mel_distance"], sample_rate=16000)
     _append_five(alone)
     alone.write_csv(tmp_path / "alone.csv")
@@ -182,7 +165,7 @@ def test_ranks_share_the_scoring_and_get_all_scores(tmp_path):
 
 
 def _too_few_batches(rank: int, port: int, corpus: Path, folder: Path) -> None:
-    _become(rank, port)
+    become(rank, port)
     words = [*options("quantizer", corpus, folder, batch_seconds=60), "--distributed_backend=gloo"]
     with pytest.raises(ValueError, match="makes 1 batches of the training set for 2 processes"):
         build_experiment(STAGES["quantizer"][0], words)
@@ -190,4 +173,4 @@ def _too_few_batches(rank: int, port: int, corpus: Path, folder: Path) -> None:
 
 
 def test_fewer_batches_than_ranks_need_are_refused(corpus, tmp_path):
-    _on_two_ranks(_too_few_batches, corpus, tmp_path / "run")
+    on_two_ranks(_too_few_batches, corpus, tmp_path / "run")
