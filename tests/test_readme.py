@@ -30,14 +30,22 @@ LAUNCHERS = ("python train_", "torchrun ", "sbatch ")
 TRAINING = [line for line in COMMANDS if line.startswith(LAUNCHERS) and " -m " not in line]
 CODEC = [line for line in COMMANDS if line.startswith("python -m focalcodec ")]
 SWEEPS = [line for line in COMMANDS if line.startswith("snakemake ")]
-PROGRAMS = {"tokenize": "recipes.tokenize FOLDER"}  # whose YAML is no task of recipes.evaluate
+PROGRAMS = {  # whose YAML is no task of recipes.evaluate
+    "tokenize": "recipes.tokenize FOLDER",
+    "asr": "recipes.train_asr recipes/hparams/asr.yaml",
+    "speaker": "recipes.train_classifier recipes/hparams/speaker.yaml",
+    "emotion": "recipes.train_classifier recipes/hparams/emotion.yaml",
+    "enhancement": "recipes.train_separator recipes/hparams/enhancement.yaml",
+    "separation": "recipes.train_separator recipes/hparams/separation.yaml",
+    "tts": "recipes.train_tts recipes/hparams/tts.yaml",
+}
 MODULES = [line for line in COMMANDS if " -m " in line and line not in CODEC]
 
 
 def test_every_command_is_of_a_known_kind():
     assert len(TRAINING) >= 5 and len(MODULES) >= 4 and len(CODEC) >= 5 and len(SWEEPS) >= 3
     others = set(COMMANDS) - set(TRAINING) - set(MODULES) - set(CODEC) - set(SWEEPS)
-    assert {line.split("#")[0].strip() for line in others} == {"make demo", "make test"}
+    assert {line.split("#")[0].strip() for line in others} == {"make demo", "make test", "make downstream"}
 
 
 @pytest.mark.parametrize("command", TRAINING)
