@@ -29,7 +29,7 @@ RECURRENT = {"hidden_dim": 128, "lr": 0.003, "max_grad_norm": 1}
 CONFORMER = {"num_layers": 2, "dim": 128, "ffn_dim": 256, "lr": 0.002, "max_grad_norm": 1}
 CONFORMER |= {"metrics": "[dnsmos, stoi]"}
 LLAMA = {"num_layers": 3, "dim": 128, "num_heads": 4, "ffn_dim": 256, "lr": 0.002}
-LLAMA |= {"max_grad_norm": 1, "metrics": "[sim]", "max_generated_s": 6}
+LLAMA |= {"max_grad_norm": 1, "metrics": "[sim]", "max_generated_s": 5}
 COMMON = {"batch_size": 8, "cost_steps": 0, "log_interval_steps": 10, "device": "cpu"}
 
 
@@ -46,31 +46,30 @@ class Task(NamedTuple):
 
 TASKS = {
     "asr": Task(
-        "train_asr", "asr", "librispeech460", "asr_and_tts", 60, {**RECURRENT, "unit": "char"}
+        "train_asr", "asr", "librispeech460", "asr_and_tts", 24, {**RECURRENT, "unit": "char"}
     ),
-    "speaker": Task("train_classifier", "speaker", "librispeech460", "speaker", 30, RECURRENT),
-    "emotion": Task("train_classifier", "emotion", "iemocap", "emotion", 30, RECURRENT),
+    "tts": Task(
+        "train_tts", "tts", "librispeech460", "asr_and_tts", 24, {**LLAMA, "paper_protocol": True}
+    ),
+    "speaker": Task("train_classifier", "speaker", "librispeech460", "speaker", 16, RECURRENT),
+    "emotion": Task("train_classifier", "emotion", "iemocap", "emotion", 16, RECURRENT),
     "enhancement": Task(
-        "train_separator", "enhancement", "voicebank_enhancement", "enhancement", 60, CONFORMER
+        "train_separator", "enhancement", "voicebank_enhancement", "enhancement", 16, CONFORMER
     ),
-    "separation": Task("train_separator", "separation", "libri2mix", "separation", 60, CONFORMER),
+    "separation": Task("train_separator", "separation", "libri2mix", "separation", 16, CONFORMER),
     "separation_features": Task(
         "train_separator",
         "separation",
         "libri2mix",
         "separation",
-        60,
+        16,
         {**CONFORMER, "read": "features"},
     ),
-    "tts": Task(
-        "train_tts", "tts", "librispeech460", "asr_and_tts", 60, {**LLAMA, "paper_protocol": True}
-    ),
 }
-# Sizes of twins
-TWINS = {
-    "librispeech460": {"speakers": 6, "utterances": 20},
-    "iemocap": {"utterances": 12},
-    "voicebank_enhancement": {"speakers": 6, "utterances": 12},
+TWINS = {  # and their sizes
+    "librispeech460": {"speakers": 10, "utterances": 10},
+    "iemocap": {"utterances": 24},
+    "voicebank_enhancement": {"speakers": 8, "utterances": 12},
     "libri2mix": {"speakers": 6, "utterances": 12},
 }
 SHOWN = ("asr_wer", "asr_cer", "si_error", "ser_error", "hyp_dnsmos_ovrl", "input_dnsmos_ovrl")
@@ -167,7 +166,7 @@ def command(task: str, output: Path, codec: Path, speaker_model: Path) -> list[s
         "codec": "!include:codec/focalcodec.yaml",
         "codec_checkpoint": codec,
         "number_of_epochs": epochs,
-        "valid_interval_epochs": max(1, epochs // 6),
+        "valid_interval_epochs": max(1, epochs // 8),
         **small,
     }
     if yaml == "tts":
