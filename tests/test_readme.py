@@ -45,7 +45,8 @@ MODULES = [line for line in COMMANDS if " -m " in line and line not in CODEC]
 def test_every_command_is_of_a_known_kind():
     assert len(TRAINING) >= 5 and len(MODULES) >= 4 and len(CODEC) >= 5 and len(SWEEPS) >= 3
     others = set(COMMANDS) - set(TRAINING) - set(MODULES) - set(CODEC) - set(SWEEPS)
-    assert {line.split("#")[0].strip() for line in others} == {"make demo", "make test", "make downstream"}
+    made = {"make demo", "make test", "make downstream"}
+    assert {line.split("#")[0].strip() for line in others} == made
 
 
 @pytest.mark.parametrize("command", TRAINING)
