@@ -1,7 +1,7 @@
 """Shards that several processes fill, and that kills and full disks interrupt."""
 
+import json
 import os
-import random
 import resource
 import signal
 import sys
@@ -55,38 +55,56 @@ def test_a_bad_file_of_a_killed_build_is_not_tried_again(rows, tmp_path):
     assert report.bad == {"utt3": "no such file"}
 
 
-def die_at_line(folder, rows, number):
-    """Build, and be killed before the ``number``-th line of what writes shards."""
-    lines = 0
+def die_before_change(folder, rows, number):
+    """Build, and be killed before the ``number``-th change to the file system; their number."""
+    changes = 0
 
-    def on_line(frame, event, _):
-        nonlocal lines
-        lines += event == "line"
-        if lines == number:
+    def on_event(event, args):
+        nonlocal changes
+        writes = event == "open" and isinstance(args[2], int) and args[2] & os.O_ACCMODE
+        if not writes and event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+            return
+        if changes == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        return on_line
+        changes += 1
 
-    def on_call(frame, *_):
-        ours = ("/shards/", "/common/disk.py", "/common/read_ahead.py")
-        return on_line if any(name in frame.f_code.co_filename for name in ours) else None
-
-    sys.settrace(on_call)
+    sys.addaudithook(on_event)
     build(folder, rows)
-    sys.settrace(None)
-    (folder.parent / "lines").write_text(str(lines))
+    return changes
 
 
-def test_killed_at_any_line_it_ends_with_the_same_bytes(rows, uninterrupted, tmp_path):
-    die_at_line(tmp_path / "whole", rows, 0)
-    total = int((tmp_path / "lines").read_text())
-    source = random.Random(0)
-    for trial in range(6):
-        folder = tmp_path / f"trial{trial}"
-        with child(die_at_line, folder, rows, source.randrange(1, total)) as process:
-            process.join(60)
-        assert process.exitcode == -signal.SIGKILL
-        build(folder, rows)
-        assert content(folder) == uninterrupted
+def forked(function, *args):
+    """Result, below 256, of a function in a copy of this process; -9 if that was killed."""
+    pid = os.fork()
+    if pid == 0:
+        status = 255
+        try:
+            status = function(*args)
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die_everywhere(folder, rows, path):
+    """Kill one build before each of its changes, let another end it; note the outcomes."""
+    os.fsync = lambda descriptor: None  # no kill needs it, and most of the time goes there
+    build(folder / "whole", rows)
+    wanted, outcomes = content(folder / "whole"), []
+    for number in range(forked(die_before_change, folder / "counted", rows, -1)):
+        trial = folder / str(number)
+        killed = forked(die_before_change, trial, rows, number)
+        build(trial, rows)
+        outcomes.append([killed, content(trial) == wanted])
+    path.write_text(json.dumps(outcomes))
+
+
+def test_killed_between_any_two_changes_it_ends_with_the_same_bytes(rows, tmp_path):
+    rows = {key: rows[key] for key in sorted(rows)[:4]}
+    rows["utt1"] = rows["utt1"] | {"wav": "/gone/utt1.wav"}
+    with child(die_everywhere, tmp_path, rows, tmp_path / "outcomes") as process:
+        process.join(120)
+    outcomes = json.loads((tmp_path / "outcomes").read_text())
+    assert len(outcomes) > 25 and outcomes == [[-signal.SIGKILL, True]] * len(outcomes)
 
 
 def test_a_damaged_part_is_computed_again(rows, uninterrupted, tmp_path):

@@ -28,6 +28,7 @@ from recipes.common.disk import (
     size_text,
 )
 from recipes.common.files import locked_file
+from recipes.common.files import remove_leftovers as remove_partial_files
 from recipes.common.shards.encode import ShardEncoder
 from recipes.common.shards.extractors import Extractor
 from recipes.common.shards.format import (
@@ -254,11 +255,13 @@ class ShardBuild:
         found = read_description(self.folder)
         if found is not None:
             refuse_other_corpus(self.folder, found=found, wanted=wanted)
+        for name in (CODEBOOKS, DESCRIPTION):
+            remove_leftovers(self.folder, name)
+        remove_partial_files(self.folder)  # of the list of bad files
+        if found is not None:
             if not wanted["subsets"].keys() - found["subsets"].keys():
                 return
             wanted = found | {"subsets": found["subsets"] | wanted["subsets"] | found["subsets"]}
-        for name in (CODEBOOKS, DESCRIPTION):
-            remove_leftovers(self.folder, name)
         codebooks = self.extractor.codebooks()
         if found is None and codebooks is not None:
             content = save({"codebooks": codebooks})
