@@ -74,7 +74,7 @@ def die_before_change(folder, rows, number):
 
 
 def forked(function, *args):
-    """Result, below 256, of a function in a copy of this process; -9 if that was killed."""
+    """Call in a copy of this process; its result, below 256, or -9 if it was killed."""
     pid = os.fork()
     if pid == 0:
         status = 255
