@@ -58,21 +58,29 @@ def start(words: list[str]) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen) -> None:
+def finish(process: subprocess.Popen, *, timeout: float | None = None) -> None:
     """Wait for a run.
 
     Raises
     ------
+    subprocess.TimeoutExpired : if it takes more than ``timeout`` seconds.
     RuntimeError : if it does not end well; with what it printed.
     """
-    _, printed = process.communicate()
+    _, printed = process.communicate(timeout=timeout)
     if process.returncode != 0:
         raise RuntimeError(f"exit status {process.returncode}:\n{printed}")
 
 
 def pace(folder: Path) -> float:
-    """Seconds of audio per second between the first and the last shard of a run."""
+    """Seconds of audio per second between the first and the last shard of a run.
+
+    Raises
+    ------
+    ValueError : if there is no second shard.
+    """
     first, *others = sorted(folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)
+    if not others:
+        raise ValueError(f"{first.name} is the only shard; lower --shard-minutes")
     columns = [pq.read_table(path, columns=["duration"])["duration"] for path in others]
     seconds = sum(sum(column.to_pylist()) for column in columns)
     return seconds / (others[-1].stat().st_mtime - first.stat().st_mtime)
@@ -97,17 +105,21 @@ def kill_until_done(
     kills : to be delivered.
     within : seconds of a start in which a kill may come.
     source : of the times.
+
+    Raises
+    ------
+    RuntimeError : if a run does not end well.
     """
     delivered = 0
     for _ in range(kills):
         process = start(words)
         try:
-            process.wait(source.uniform(0.2, 1.0) * within)
+            finish(process, timeout=source.uniform(0.2, 1.0) * within)
             shutil.rmtree(folder)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
             delivered += 1
-        process.communicate()
     finish(start(words))
     return delivered
 
