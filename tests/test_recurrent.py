@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from recipes.downstream.recurrent import Classifier, Recognizer, pool
+from recipes.downstream.recurrent import BiLSTM, Classifier, Recognizer, pool
 
 
 @pytest.fixture
@@ -36,6 +37,17 @@ def test_padding_changes_nothing(name, codebooks, batch):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_losses_of_half_precision_start_from_float32(name, codebooks, batch):
+    model = MODELS[name](codebooks)
+    toks, mask = batch
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = model(toks, mask=mask)
+    assert scores.dtype == torch.float32
+    (scores * torch.randn(5)).sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_gradients_reach_every_weight(name, codebooks, batch):
     model = MODELS[name](codebooks)
     toks, mask = batch
@@ -64,3 +76,18 @@ def test_a_single_step_has_a_finite_gradient():
     x = torch.randn(1, 1, 4, requires_grad=True)
     pool(x, mask=torch.ones(1, 1, dtype=torch.bool)).sum().backward()
     assert x.grad.isfinite().all()
+
+
+def test_both_directions_are_those_of_packed_sequences(codebooks, batch):
+    trunk = BiLSTM(codebooks, hidden_dim=8, num_layers=2).eval()
+    packed = torch.nn.LSTM(8, 8, 2, bidirectional=True, batch_first=True)
+    for layer, pair in enumerate(zip(trunk.ahead, trunk.back, strict=True)):
+        for lstm, suffix in zip(pair, ("", "_reverse"), strict=True):
+            for name, weight in lstm.named_parameters():
+                getattr(packed, f"{name[:-1]}{layer}{suffix}").data.copy_(weight)
+    toks, mask = batch
+    x = pack_padded_sequence(
+        trunk.embedding(toks, mask=mask), mask.sum(1), batch_first=True, enforce_sorted=False
+    )
+    expected, _ = pad_packed_sequence(packed(x)[0], batch_first=True)
+    torch.testing.assert_close(trunk(toks, mask=mask), expected, rtol=0, atol=1e-6)
