@@ -17,8 +17,10 @@ from focalcodec import FocalCodec
 from recipes.common.dataio import load_sig
 from recipes.common.shards import open_shards
 from recipes.tokenize import main
+from tests.caches import child
 from tests.saved_runs import free_port
 from tests.shards import content, write_rows
+from tests.two_ranks import become
 
 
 def block(folder, name="Blocks") -> str:
@@ -40,9 +42,9 @@ def command(folder, speech, *words, **keys) -> list[str]:
 
 
 @contextlib.contextmanager
-def started(words, root, **variables) -> Iterator[subprocess.Popen]:
+def started(words, root) -> Iterator[subprocess.Popen]:
     """Run the program in a process of its own, which ends with the block."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)} | variables
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     words = [sys.executable, "-m", "recipes.tokenize", *words]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(words, cwd=root, env=environment, **streams) as process:
@@ -94,23 +96,31 @@ def test_tokens_are_those_of_the_codec_and_the_data_are_only_read(
     assert "9 utterances, 0.0007" in caplog.text and "x real time" in caplog.text
 
 
-def test_two_workers_write_what_one_process_writes(root, speech, tokenized, tmp_path):
-    with started(command(tmp_path / "shards", speech, "--workers=2"), root) as process:
-        _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    assert "3 to write with 9 utterances" in error
+def test_two_workers_write_what_one_process_writes(speech, tokenized, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert main(command(tmp_path / "shards", speech, "--workers=2")) == 0
+    assert "3 to write with 9 utterances" in caplog.text
     assert content(tmp_path / "shards") == content(tokenized)
 
 
-def test_under_torchrun_each_process_is_a_worker(root, speech, tokenized, tmp_path):
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    words = command(tmp_path / "shards", speech)
+def be_rank(rank, port, words, path):
+    """Be the program as torchrun starts it; note what it says."""
+    become(rank, port)
+    with open(path, "w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.exit(main(words))
+
+
+def test_under_torchrun_each_process_is_a_worker(speech, tokenized, tmp_path):
+    words, port = command(tmp_path / "shards", speech), free_port()
+    paths = [tmp_path / "printed0", tmp_path / "printed1"]
     with (
-        started(words, root, RANK="0", LOCAL_RANK="0", **common) as one,
-        started(words, root, RANK="1", LOCAL_RANK="1", **common) as two,
+        child(be_rank, 0, port, words, paths[0]) as one,
+        child(be_rank, 1, port, words, paths[1]) as two,
     ):
-        errors = [process.communicate(timeout=120)[1] for process in (one, two)]
-    assert [one.returncode, two.returncode] == [0, 0], errors
+        one.join(120), two.join(120)
+    errors = [path.read_text() for path in paths]
+    assert [one.exitcode, two.exitcode] == [0, 0], errors
     assert "to write" in errors[0] and "to write" not in errors[1]
     assert content(tmp_path / "shards") == content(tokenized)
 
