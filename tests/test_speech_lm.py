@@ -68,9 +68,13 @@ def test_padding_never_changes_a_prediction(num_codebooks):
         assert torch.equal(mask[row, :end], alone.mask[0]) and not mask[row, end:].any()
 
 
-def test_every_weight_gets_a_finite_gradient():
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_every_weight_gets_a_finite_gradient(half):
     lm = make_lm(num_codebooks=2).train()
-    lm(**batch_of(num_codebooks=2, filler=-1)).loss().backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss = lm(**batch_of(num_codebooks=2, filler=-1)).loss()
+    assert loss.dtype == torch.float32
+    loss.backward()
     assert all(weight.grad.isfinite().all() and weight.grad.any() for weight in lm.parameters())
 
 
@@ -140,6 +144,15 @@ def test_the_end_is_said_or_the_row_is_cut(bias, length):
     generated = generate(lm, **prompt_of(batch), max_toks=10, seeds=[0, 1, 2])
     assert [len(row) for row in generated.toks] == [length] * 3
     assert generated.ended.tolist() == [bias > 0] * 3
+
+
+def test_each_row_may_have_a_limit_of_its_own():
+    lm, batch = make_lm(max_positions=20), batch_of()
+    lm.end_head.bias.data.fill_(-100)
+    room = 20 - lm.num_positions(batch["num_chars"], 0)
+    generated = generate(lm, **prompt_of(batch), max_toks=room, seeds=[0, 1, 2])
+    assert [len(row) for row in generated.toks] == [14, 18, 11]
+    assert not generated.ended.any()
 
 
 @codebook_counts

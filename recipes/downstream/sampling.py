@@ -34,7 +34,7 @@ def generate(
     *,
     num_chars: Tensor,
     speaker: Tensor,
-    max_toks: int,
+    max_toks: int | Tensor,
     seeds: Sequence[int],
     num_toks: Tensor | None = None,
     top_p: float = 0.9,
@@ -49,10 +49,11 @@ def generate(
     ----------
     model : in evaluation mode.
     characters, num_chars, speaker : as in ``model.forward``.
-    max_toks : tokens of each codebook after which a row is cut; >= 1.
+    max_toks : tokens of each codebook after which a row is cut; >= 1, (B,) int64 for each its own.
     seeds : of each row.
-    num_toks : (B,) int64 in [1, max_toks]: exactly so many tokens, the end being forbidden before,
-        as in the author's release. None lets the model end; after one token at the soonest.
+    num_toks : (B,) int64, at least 1 and at most ``max_toks``: exactly so many tokens, the end
+        being forbidden before, as in the author's release. None lets the model end; after one
+        token at the soonest.
     top_p : only the most probable tokens that together have this probability are drawn, in (0, 1];
         near 0 the most probable one. 0.9 in [2]_.
     temperature : of the softmax; > 0. 1 in [2]_.
@@ -165,12 +166,13 @@ def _uniforms(seeds: Sequence[int], *, max_toks: int, model: SpeechLM, like: Ten
     return torch.stack(rows, dim=1).to(like.device)
 
 
-def _limits(num_toks: Tensor | None, *, max_toks: int, characters: Tensor) -> Tensor:
+def _limits(num_toks: Tensor | None, *, max_toks: int | Tensor, characters: Tensor) -> Tensor:
     """(B,) tokens at which each row is cut."""
-    if max_toks < 1:
-        raise ValueError(f"max_toks must be at least 1, got {max_toks}")
+    limits = torch.as_tensor(max_toks, device=characters.device).expand(len(characters))
+    if int(limits.min()) < 1:
+        raise ValueError(f"max_toks must be at least 1, got {limits.min()}")
     if num_toks is None:
-        return characters.new_full(characters.shape[:1], max_toks)
-    sizes = {"num_rows": len(characters), "shortest": 1, "longest": max_toks}
+        return limits
+    sizes = {"num_rows": len(characters), "shortest": 1, "longest": int(limits.max())}
     check_lengths(num_toks, **sizes, name="num_toks")
     return num_toks
