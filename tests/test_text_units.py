@@ -62,9 +62,11 @@ def test_a_long_text_is_learnt_too():
         ("'Quoted' rock 'n' roll", "quoted rock n roll"),
         ("Stu\u0308ck Stra\u00dfe", "st\u00fcck strasse"),
         ("?!", ""),
+        ("\u0928\u092e\u0938\u094d\u0924\u0947", "\u0928\u092e\u0938\u094d\u0924\u0947"),
+        ("\u0130stanbul", "i\u0307stanbul"),
     ],
 )
-def test_plain_words_are_small_letters_digits_and_inner_apostrophes(text, expected):
+def test_plain_words_are_small_letters_marks_digits_and_inner_apostrophes(text, expected):
     assert plain_words(text) == expected
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import sentencepiece
 
 from recipes.common.files import write_bytes
+from recipes.common.run_folder import read_description
 
 UNITS = ("char", "bpe")
 _MAX_SENTENCE_BYTES = 1 << 20  # SentencePiece leaves longer ones out without a word
@@ -93,7 +94,9 @@ def train_tokenizer(texts: Iterable[str], *, unit: str, vocabulary_size: int) ->
 def load_tokenizer(
     folder: Path, texts: Iterable[str], *, unit: str, vocabulary_size: int, write: bool
 ) -> Tokenizer:
-    """Tokenizer of a run folder, ``tokenizer.model``, learnt anew where it is not there.
+    """Tokenizer of a run, ``tokenizer.model`` in its folder; learnt anew until the run has begun.
+
+    What a start that failed has left there may be of another configuration.
 
     Parameters
     ----------
@@ -106,7 +109,7 @@ def load_tokenizer(
     ValueError : as `train_tokenizer`.
     """
     path = folder / "tokenizer.model"
-    if path.is_file():
+    if path.is_file() and read_description(folder) is not None:
         return Tokenizer(path.read_bytes())
     model = train_tokenizer(texts, unit=unit, vocabulary_size=vocabulary_size)
     if write:
@@ -115,7 +118,10 @@ def load_tokenizer(
 
 
 def plain_words(text: str) -> str:
-    """Words of a text in small letters, of letters, digits and inner apostrophes alone."""
+    """Words of a text in small letters, of letters, their marks, digits and inner apostrophes."""
     composed = unicodedata.normalize("NFC", text).casefold().replace("\u2019", "'")
-    kept = "".join(letter if letter.isalnum() or letter == "'" else " " for letter in composed)
+    kept = "".join(
+        letter if unicodedata.category(letter)[0] in "LMN" or letter == "'" else " "
+        for letter in composed
+    )
     return " ".join(word for part in kept.split() if (word := part.strip("'")))
