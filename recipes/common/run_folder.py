@@ -81,6 +81,7 @@ class RunFolder:
         parameters: dict[str, int],
         hardware: dict[str, Any],
         features: str | None = None,
+        data: str | None = None,
         student_form: dict[str, Any] | None = None,
     ) -> None:
         """Write ``run.json``; a resumed run adds itself to the list of starts.
@@ -97,6 +98,7 @@ class RunFolder:
         hardware : see `hardware`.
         features : fingerprint of the encoder whose features the frozen one gives; None for a run
             that trains nothing on features.
+        data : fingerprint of what was made of the corpus; None for a run that keeps none.
         student_form : of `recipes.common.encoder_form`; None for a run without a student.
 
         Raises
@@ -133,6 +135,7 @@ class RunFolder:
                 "versions": {name: _version(name) for name in PACKAGES},
                 **weights,
                 **({} if features is None else {"features": features}),
+                **({} if data is None else {"data": data}),
                 **({} if student_form is None else {"student_form": student_form}),
                 "starts": [*starts, start],
             },

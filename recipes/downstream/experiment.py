@@ -7,8 +7,10 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import speechbrain as sb
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import infer_device, run_on_main
@@ -24,14 +26,15 @@ from recipes.common.experiment import (
     seed_rank,
 )
 from recipes.common.model_cost import num_parameters
-from recipes.common.run_folder import hardware
+from recipes.common.run_folder import hardware, read_description
+from recipes.common.shards.format import LABELS
 from recipes.downstream.brain import Task, TokenBrain
 from recipes.downstream.corpus import Corpus, Rows, open_corpus, prepare_manifests
 
 # A run may be continued with other values of these: they say how long and where, not what.
 CONTINUABLE = (
     "data_folder",
-    "tokens_folder",  # the codec's and the tokens' hashes are compared instead
+    "tokens_folder",  # the weights of the codec and what is in it are compared instead
     "tokens_batch_seconds",
     "vectors_folder",
     "output_folder",
@@ -46,6 +49,7 @@ CONTINUABLE = (
     "valid_metric_utterances",
     "num_audio_samples",
     "cost_steps",
+    "paper_protocol",  # a test beside the other one
     "on_changed_data",
 )
 Assemble = Callable[[dict[str, Any], Corpus], Task]
@@ -106,9 +110,13 @@ def build_task(
         for stage in sb.Stage
     ]
     seed_rank(hparams["seed"])
+    data = data_hash(task.datasets)
+    if hparams["on_changed_data"] == "raise":
+        refuse_other_data(folder.path, data)
     # Last, so that a mistake found on the way leaves the folder free for the corrected command.
     facts = {
-        "weights": {"codec": corpus.description["weights"], "tokens": tokens_hash(corpus)},
+        "weights": {"codec": corpus.description["weights"]},
+        "data": data,
         "seed": hparams["seed"],
         "parameters": {"model": num_parameters(task.model)},
         "hardware": hardware(brain.device),
@@ -191,11 +199,27 @@ def make_datasets(
     }
 
 
-def tokens_hash(corpus: Corpus) -> str:
-    """Fingerprint of all utterances and their tokens."""
+def data_hash(datasets: Mapping[sb.Stage, DynamicItemDataset]) -> str:
+    """Fingerprint of utterances, labels, tokens and vectors, wherever audio and shards lie."""
     digest = hashlib.sha256()
-    for subset, rows in corpus.rows.items():
-        for utt_id in sorted(rows):
-            digest.update(json.dumps([subset, utt_id, rows[utt_id].get("text")]).encode())
-            digest.update(rows[utt_id]["toks"].tobytes())
+    for stage, dataset in datasets.items():
+        for utt_id, entry in sorted(dataset.data.items()):
+            row = entry["row"]
+            known = [row.get(name) for name in ("duration", *LABELS)]
+            arrays = {name: row[name] for name in sorted(row) if isinstance(row[name], np.ndarray)}
+            shapes = {name: array.shape for name, array in arrays.items()}
+            digest.update(json.dumps([stage.name, utt_id, known, shapes]).encode())
+            for array in arrays.values():
+                digest.update(array.tobytes())
     return digest.hexdigest()[:16]
+
+
+def refuse_other_data(folder: Path, found: str) -> None:
+    """Raise ValueError if a run in ``folder`` was begun with data of another `data_hash`."""
+    earlier = read_description(folder)
+    if earlier is not None and earlier.get("data") != found:
+        raise ValueError(
+            f"{folder} was begun with other utterances, labels, tokens or speaker vectors than "
+            "there are now; put tokens_folder and vectors_folder back, go on with what is there by "
+            "--on_changed_data accept, or choose another folder with --output_folder"
+        )
