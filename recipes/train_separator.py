@@ -57,17 +57,18 @@ class SeparatorBrain(TokenBrain):
         """Cross-entropy; what is scored or written is decoded."""
         terms, count, hyps = self._predict(batch)
         subset = stage.name.lower()
-        for utt_id, toks in zip(batch.id, hyps, strict=True):
+        sizes = sequences(batch.target_toks).mask.sum(dim=1).tolist()
+        for utt_id, toks, size in zip(batch.id, hyps, sizes, strict=True):
             if self.audio_scores.is_chosen(utt_id, subset=subset):
-                self._score(utt_id, toks, stage)
+                self._score(utt_id, toks[:, :size], stage)
         return {name: float(term) for name, term in terms.items()}, float(count)
 
     def tests(self) -> list[Tested]:
         """Scores of the decoded sources."""
         return [self.audio_test("evaluation", settings={"read": self.hparams.read})]
 
-    def _predict(self, batch: Any) -> tuple[dict[str, Tensor], Tensor, list[Tensor]]:
-        """Terms, their weight, and of each utterance (S, L, K) tokens in the targets' order."""
+    def _predict(self, batch: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Terms, their weight, and (B, S, L, K) tokens in the targets' order."""
         refs, mask = sequences(batch.target_toks)
         refs = refs.transpose(1, 2)  # (B, S, L, K)
         x, x_mask = self._read(batch)
@@ -77,9 +78,7 @@ class SeparatorBrain(TokenBrain):
         right = (hyps == refs) & mask[:, None, :, None]
         count = mask.sum()
         accuracy = right.sum() / (count * refs.shape[1] * refs.shape[3])
-        terms = {"cross_entropy": loss, "accuracy": accuracy}
-        sizes = mask.sum(dim=1).tolist()
-        return terms, count, [row[:, :size] for row, size in zip(hyps, sizes, strict=True)]
+        return {"cross_entropy": loss, "accuracy": accuracy}, count, hyps
 
     def _read(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Give what the model reads of a batch, and its mask."""
@@ -93,11 +92,9 @@ class SeparatorBrain(TokenBrain):
         targets = load_targets(row, sample_rate=SAMPLE_RATE)
         mixture = load_input(row, sample_rate=SAMPLE_RATE)
         for number, (ref_sig, source) in enumerate(zip(targets, toks, strict=True), 1):
-            signals = {
-                "hyp": self.decode(source, num_samples=len(ref_sig)),
-                "input": mixture,
-            }
             part = f"-{number}" if len(targets) > 1 else ""
+            decoded = self.decode(utterance + part, {"hyp": source}, num_samples=len(ref_sig))
+            signals = {**decoded, "input": mixture}
             self.score_signals(utterance, ref_sig, signals, stage=stage, part=part)
 
 

@@ -7,7 +7,6 @@ protocols of the test: by default one sample, which the model itself ends; with 
 True`` also the paper's, the best of five samples, all as long as the reference.
 """
 
-import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from recipes.common.scoring import SAMPLE_RATE, MissingWeightsError, ScoreError
 from recipes.common.shards import SpeakerVectors, open_shards
 from recipes.common.speaker_similarity import load_speaker_model
 from recipes.common.transcripts import Transcriber, dwer, load_transcriber
-from recipes.downstream.brain import TokenBrain, sequences, tensor_of
+from recipes.downstream.brain import TokenBrain, seed_of, sequences, tensor_of
 from recipes.downstream.corpus import (
     Corpus,
     Rows,
@@ -92,7 +91,8 @@ class TTSBrain(TokenBrain):
 
     def tests(self) -> list[Tested]:
         """Report both protocols, as far as they were asked for."""
-        tests = [self.audio_test("evaluation", settings={"protocol": "one sample, end token"})]
+        settings = {"protocol": "one sample, end token"}
+        tests = [self.audio_test("evaluation", rows=self.test_rows, settings=settings)]
         if self.hparams.paper_protocol:
             paper = self.audio_test(
                 "evaluation_paper",
@@ -137,12 +137,13 @@ class TTSBrain(TokenBrain):
                     "length_ratio": len(toks) / int(ref_toks[number]),
                 }
             )
-            signals = {"hyp": self.decode(toks)}
-            if samples:
-                drawn = [self.decode(sample.toks[number]) for sample in samples]
+            drawn = {f"paper {n}": sample.toks[number] for n, sample in enumerate(samples, 1)}
+            decoded = self.decode(utt_id, {"hyp": toks, **drawn})
+            signals = {"hyp": decoded.pop("hyp")} if "hyp" in decoded else {}
+            if decoded:
                 language = row.get("language") or "en"
                 signals["paper"] = best(
-                    drawn, ref_sig, transcriber=self.transcriber, language=language
+                    [*decoded.values()], ref_sig, transcriber=self.transcriber, language=language
                 )
             self.score_signals(utt_id, ref_sig, signals, stage=stage)
 
@@ -154,13 +155,12 @@ class TTSBrain(TokenBrain):
         sample: int,
         num_toks: Tensor | None = None,
     ) -> Generated:
-        longest = int(prompt["num_chars"].max())
-        room = self.model.max_positions - self.model.num_positions(longest, 0)
+        room = self.model.max_positions - self.model.num_positions(prompt["num_chars"], 0)
         wanted = round(self.hparams.max_generated_s * self.corpus.description["token_rate"])
         return generate(
             self.model,
             **prompt,
-            max_toks=min(room, wanted) if num_toks is None else int(num_toks.max()),
+            max_toks=room.clamp(max=wanted) if num_toks is None else num_toks,
             seeds=[seed_of(self.hparams.seed, utt_id, sample) for utt_id in ids],
             num_toks=num_toks,
             top_p=self.hparams.top_p,
@@ -180,12 +180,6 @@ class TTSBrain(TokenBrain):
             return load_transcriber(models.asr, device=models.device), ""
         except MissingWeightsError as error:
             return None, f"the paper's protocol keeps the sample of fewest word errors: {error}"
-
-
-def seed_of(seed: int, utterance: str, sample: int) -> int:
-    """Seed of one sample of one utterance, whatever is generated beside it."""
-    digest = hashlib.sha256(f"{seed} {utterance} {sample}".encode()).digest()
-    return int.from_bytes(digest[:6], "big")
 
 
 def best(sigs: list[Tensor], ref_sig: Tensor, *, transcriber: Transcriber, language: str) -> Tensor:
@@ -216,7 +210,8 @@ def assemble(hparams: dict[str, Any], corpus: Corpus) -> Synthesis:
     ValueError : if the training set has no transcripts, or a metric compares sample by sample.
     FileNotFoundError, MissingWeightsError : if the speaker model is missing.
     """
-    if aligned := [name for name in hparams["metrics"] if METRICS[name].is_aligned]:
+    known = [name for name in hparams["metrics"] if name in METRICS]  # others are refused later
+    if aligned := [name for name in known if METRICS[name].is_aligned]:
         raise ValueError(
             f"{', '.join(aligned)} compare sample by sample, which generated speech does not "
             "allow; leave them out of metrics"
@@ -258,9 +253,15 @@ def speaker_vectors(hparams: dict[str, Any], *, device: str) -> dict[str, Rows]:
     Raises
     ------
     MissingWeightsError, FileNotFoundError : if the speaker model is missing.
+    ValueError : if there are neither data nor vectors.
     """
     folder = Path(hparams["vectors_folder"] or Path(hparams["output_folder"], "vectors"))
     manifests = read_manifests(hparams)
+    if manifests is None and hparams["vectors_folder"] is None:
+        raise ValueError(
+            "speaker vectors are computed from audio: pass --data_folder CORPUS, or "
+            "--vectors_folder FOLDER where another run has computed them"
+        )
     if manifests is not None:
         source = hparams["speaker_model"]
         model = load_speaker_model(source, field="speaker", device=device)

@@ -102,8 +102,7 @@ class AudioScores:
 
     def is_chosen(self, utterance: str, *, subset: str) -> bool:
         """Whether an utterance is scored or written, so that it has to be decoded."""
-        scored, written = self.chosen[subset]
-        return utterance in scored | written
+        return any(utterance in chosen for chosen in self.chosen[subset])
 
     def append_utterance(
         self,

@@ -5,7 +5,11 @@ One model, one loss, and a test that is written down twice: with the validations
 ``python -m recipes.report`` prints beside the published numbers.
 """
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import speechbrain as sb
@@ -17,11 +21,14 @@ from torch import Tensor, nn
 from focalcodec.masking import lengths_to_mask, num_valid
 from recipes.common.known_metrics import WEIGHTS
 from recipes.common.losses import rank_share
-from recipes.common.scoring import SAMPLE_RATE
+from recipes.common.random_state import random_state, set_random_state
+from recipes.common.scoring import SAMPLE_RATE, ScoreError
 from recipes.common.training_brain import TrainingBrain, Update, unwrapped
 from recipes.downstream.corpus import Corpus
-from recipes.downstream.evaluation import Tested, write_evaluation
+from recipes.downstream.evaluation import Tested, remove_outdated, write_evaluation
 from recipes.evaluation.scores import at_16k
+
+logger = logging.getLogger(__name__)
 
 
 class Task(Protocol):
@@ -58,12 +65,11 @@ class TokenBrain(TrainingBrain):
     ----------
     task_name : of evaluations, such as ``asr``.
     decodes : whether the task needs the codec itself, beside its tokens.
-    weights : score -> column of its weight, of rows of the test.
+    test_rows : what a task notes of each utterance of a validation or test.
     """
 
     task_name: str
     decodes = False
-    weights: Mapping[str, str] = {}
 
     def __init__(
         self, *, task: Task, corpus: Corpus, dataset: dict[str, Any], **kwargs: Any
@@ -74,6 +80,7 @@ class TokenBrain(TrainingBrain):
         if self.codec is not None:
             self.frozen_parts["codec"] = self.codec.to(self.device)
         self.test_rows: list[dict[str, Any]] = []
+        self._undecoded: list[dict[str, str]] = []
 
     # To be written by a task
 
@@ -81,9 +88,9 @@ class TokenBrain(TrainingBrain):
         """Terms of a batch, the loss under `selection_key`, and what they are means over."""
         raise NotImplementedError
 
-    def tests(self) -> Iterator[Tested]:
-        """Yield the tests that were made, each with its rows."""
-        yield Tested("evaluation", self.test_rows, weights=self.weights)
+    def tests(self) -> list[Tested]:
+        """Tests that were made, each with its rows."""
+        raise NotImplementedError
 
     # For all tasks
 
@@ -100,9 +107,11 @@ class TokenBrain(TrainingBrain):
         yield Update("model", loss, {name: term.detach() for name, term in terms.items()}, count)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
-        """Begin a stage without rows."""
+        """Begin a stage without rows, a test also without audio of an earlier one."""
         super().on_stage_start(stage, epoch)
-        self.test_rows = []
+        self.test_rows, self._undecoded = [], []
+        if stage == sb.Stage.TEST and if_main_process():
+            shutil.rmtree(self._samples, ignore_errors=True)
 
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
         """Log; after the test, write it as an evaluation, too."""
@@ -116,8 +125,10 @@ class TokenBrain(TrainingBrain):
                     codec=self.corpus.description,
                     dataset=self.dataset,
                     durations=self.durations(),
+                    step=self.optimizer_step,
                     seed=self.hparams.seed,
                 )
+            remove_outdated(self.run_log.folder, step=self.optimizer_step)
 
     def stage_values(self, stage: sb.Stage) -> dict[str, Any]:
         """Share of each codebook in the embedding, where there are several."""
@@ -129,15 +140,33 @@ class TokenBrain(TrainingBrain):
 
     # For tasks that decode
 
-    def decode(self, toks: Tensor, *, num_samples: int | None = None) -> Tensor:
-        """Signal (T,) at 16 kHz, on the CPU, of tokens (L, K).
+    def decode(
+        self, utterance: str, signals: Mapping[str, Tensor], *, num_samples: int | None = None
+    ) -> dict[str, Tensor]:
+        """Signals (T,) at 16 kHz, on the CPU, of tokens (L, K).
 
-        Raises
-        ------
-        ScoreError : if the codec gives nothing, or what is not finite.
+        What a decoder draws depends on the utterance alone, and training goes on as if nothing had
+        been drawn. A signal that is empty or not finite is left out, and noted as a failure.
+
+        Parameters
+        ----------
+        utterance : its id.
+        signals : tokens by prefix.
+        num_samples : to which signals are cut or padded; None to leave them as they are.
         """
-        sig = self.codec.toks_to_sig(toks[None])[0]
-        return at_16k(sig, sample_rate=self.codec.sample_rate_output, num_samples=num_samples)
+        decoded, state = {}, random_state()
+        for prefix, toks in signals.items():
+            torch.manual_seed(seed_of(self.hparams.seed, utterance))
+            sig = self.codec.toks_to_sig(toks[None])[0]
+            try:
+                rate = self.codec.sample_rate_output
+                decoded[prefix] = at_16k(sig, sample_rate=rate, num_samples=num_samples)
+            except ScoreError as error:
+                logger.warning("%s: %s of its tokens: %s", utterance, prefix, error)
+                failure = {"id": utterance, "metric": prefix, "reason": str(error)}
+                self._undecoded.append(failure)
+        set_random_state(state)
+        return decoded
 
     def score_signals(
         self,
@@ -170,16 +199,19 @@ class TokenBrain(TrainingBrain):
             part=part,
         )
 
-    def audio_test(self, name: str, *, hyp: str = "hyp", **about: Any) -> Tested:
+    def audio_test(
+        self, name: str, *, hyp: str = "hyp", rows: Sequence[Mapping[str, Any]] = (), **about: Any
+    ) -> Tested:
         """Scores of decoded signals as an evaluation.
 
         Parameters
         ----------
         name : of its folder.
         hyp : prefix of the signals that are the test's.
+        rows : what else is known of its utterances.
         about : further fields of `recipes.downstream.evaluation.Tested`.
         """
-        rows: dict[str, dict[str, Any]] = {row["id"]: dict(row) for row in self.test_rows}
+        found = {row["id"]: dict(row) for row in rows}
         weights = {}
         for prefix, metrics in self.audio_scores.metrics.items():
             if prefix not in (hyp, "ref", "input"):
@@ -187,22 +219,24 @@ class TokenBrain(TrainingBrain):
             shown = "hyp" if prefix == hyp else prefix
             weights |= {f"{shown}_{score}": f"{shown}_{key}" for score, key in WEIGHTS.items()}
             for row in metrics.rows:
-                found = {f"{shown}_{key}": value for key, value in row.items() if key != "id"}
-                rows.setdefault(row["id"], {"id": row["id"]}).update(found)
+                scores = {f"{shown}_{key}": value for key, value in row.items() if key != "id"}
+                found.setdefault(row["id"], {"id": row["id"]}).update(scores)
         logged = self.run_log.metrics["test"]
-        not_computed, failures = logged["not_computed"], []
+        not_computed = logged["not_computed"]
+        failures = [failure for failure in self._undecoded if failure["metric"] == hyp]
         if hyp in self.audio_scores.metrics:
             scored = self.audio_scores.metrics[hyp]
             not_computed = scored.not_computed
-            failures = [failure._asdict() for failure in scored.failures]
+            failures += [failure._asdict() for failure in scored.failures]
         return Tested(
             name,
-            list(rows.values()),
+            list(found.values()),
             weights=weights,
             not_computed=not_computed,
             models=logged["models"],
             failures=failures,
-            samples=self.run_log.folder / "samples" / "test",
+            samples=self._samples,
+            hyp=hyp,
             **about,
         )
 
@@ -212,6 +246,16 @@ class TokenBrain(TrainingBrain):
             utt_id: row["duration"]
             for utt_id, row in self.task.datasets[sb.Stage.TEST].data.items()
         }
+
+    @property
+    def _samples(self) -> Path:
+        return self.run_log.folder / "samples" / "test"
+
+
+def seed_of(seed: int, utterance: str, sample: int = 0) -> int:
+    """Seed of one sample of one utterance, whatever is drawn beside it."""
+    digest = hashlib.sha256(f"{seed} {utterance} {sample}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")
 
 
 def sequences(padded: Any) -> Sequences:

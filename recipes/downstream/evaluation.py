@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipes.common.bootstrap import row_intervals
-from recipes.common.files import write_json, write_text
+from recipes.common.files import read_json, write_json, write_text
 
 
 class Tested(NamedTuple):
@@ -22,6 +22,7 @@ class Tested(NamedTuple):
 
     A row has ``id`` and scores; ``weights`` say by which column the mean of a score is weighted.
     ``settings`` tell two tests of one model apart; ``not_computed`` and ``models`` go by metric.
+    ``hyp`` is the prefix of the audio that is tested, which an evaluation calls ``hyp``.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Tested(NamedTuple):
     models: Mapping[str, str] = {}
     failures: Sequence[Mapping[str, str]] = ()
     samples: Path | None = None  # folder with a folder for each utterance
+    hyp: str = "hyp"
 
 
 def write_evaluation(
@@ -42,6 +44,7 @@ def write_evaluation(
     codec: Mapping[str, Any],
     dataset: Mapping[str, Any],
     durations: Mapping[str, float],
+    step: int,
     seed: int,
 ) -> None:
     """Write a test of a run as an evaluation; ``metrics.json``, the sign of the end, last.
@@ -54,6 +57,7 @@ def write_evaluation(
     codec : description of the tokens' codec.
     dataset : ``name`` and ``options`` of the dataset block.
     durations : seconds, by utterance id, of all that was tested.
+    step : optimizer step of the model.
     seed : of the bootstrap.
     """
     folder = run_folder / test.name
@@ -67,8 +71,8 @@ def write_evaluation(
     )
     scored = row_intervals(test.rows, list(names), weights=test.weights, seed=seed)
     write_text(folder / "utterances.csv", _table(test.rows, durations))
-    if test.samples is not None and test.samples.is_dir():
-        shutil.copytree(test.samples, folder / "samples", dirs_exist_ok=True)
+    if test.samples is not None:
+        _copy_samples(test.samples, folder / "samples", hyp=test.hyp)
     ids = json.dumps(sorted(durations.items()))
     write_json(
         folder / "metrics.json",
@@ -81,6 +85,7 @@ def write_evaluation(
                 "utterances": len(durations),
                 "hours": sum(durations.values()) / 3600,
             },
+            "step": step,
             "settings": dict(test.settings),
             "models": dict(test.models),
             "scores": {name: interval._asdict() for name, interval in scored.items()},
@@ -90,9 +95,29 @@ def write_evaluation(
     )
 
 
+def remove_outdated(run_folder: Path, *, step: int) -> None:
+    """Remove evaluations of other steps than this one, such as of a protocol no longer asked for.
+
+    The run has gone on since, and a report would take them for its own.
+    """
+    for path in run_folder.glob("evaluation*/metrics.json"):
+        if read_json(path).get("step", step) != step:  # one that was put there has none
+            shutil.rmtree(path.parent)
+
+
 def bitrate_of(codec: Mapping[str, Any]) -> float:
     """Bits per second of all codebooks together, of the description of a codec."""
     return codec["token_rate"] * codec["num_codebooks"] * math.log2(codec["codebook_size"])
+
+
+def _copy_samples(samples: Path, folder: Path, *, hyp: str) -> None:
+    """Copy what was tested and what it is compared with, as a report names and finds them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for kind, name in {"ref": "ref", "input": "input", hyp: "hyp"}.items():
+        for path in samples.rglob(f"{kind}.wav"):
+            utterance = folder / "--".join(path.parent.relative_to(samples).parts)
+            utterance.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, utterance / f"{name}.wav")
 
 
 def _table(rows: Sequence[Mapping[str, Any]], durations: Mapping[str, float]) -> str:
