@@ -93,6 +93,16 @@ def test_permutation_invariant_loss_equals_brute_force(num_sources):
     assert found.order.tolist() == orders
 
 
+def test_loss_of_half_precision_is_computed_in_float32():
+    separator, mixture = make_separator(2, num_sources=2), random_toks(3, 9, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = separator(mixture, mask=MASK)
+        found = permutation_invariant(logits, random_toks(3, 2, 9, 2), mask=MASK)
+    assert logits.dtype == torch.bfloat16 and found.loss.dtype == torch.float32
+    found.loss.backward()
+    assert all(weight.grad.isfinite().all() for weight in separator.parameters())
+
+
 def test_each_utterance_has_its_own_order():
     toks = random_toks(3, 3, 9, 1)
     order = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 0, 2]])

@@ -3,11 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import speechbrain as sb
+import torch
 
 from recipes.common.files import read_json
+from recipes.downstream.experiment import data_hash, make_dataset
 from recipes.train_asr import num_steps
-from tests.level_codec import write_toks
+from tests.level_codec import Levels, write_toks
 from tests.tasks import build, run, write_mixtures, write_noisy, write_spoken
 from tests.tiny_checkpoints import save_whisper, save_xvector
 
@@ -56,6 +60,26 @@ def test_ctc_that_cannot_align_is_refused_with_the_numbers(spoken, tmp_path):
     for part in ("1 of 8 utterances of train", "CTC needs 81 tokens", "at 50 Hz", "--unit bpe"):
         assert part in str(error.value)
     assert not (tmp_path / "run/run.json").exists(), "the folder is free for a corrected command"
+
+
+def test_the_corrected_command_has_its_own_units_of_text(spoken, tmp_path):
+    rewrite(spoken, "train/1/1/1-1-0000", 40 * "ab")
+    with pytest.raises(ValueError, match="--unit bpe"):
+        build("asr", spoken, tmp_path / "run")
+    options = {"unit": "bpe", "vocabulary_size": 11, "max_infeasible": 0.2}
+    corrected = build("asr", spoken, tmp_path / "run", **options)
+    assert corrected.brain.task.tokenizer.num_units == 11
+    assert len(corrected.brain.task.tokenizer.encode(40 * "ab")) < 80
+
+
+def test_what_ctc_cannot_align_has_errors_in_a_test_and_no_loss(spoken, tmp_path):
+    rewrite(spoken, "test/1/1/1-1-0000", 40 * "ab")
+    metrics = run("asr", spoken, tmp_path / "run")
+    scores = read_json(tmp_path / "run/evaluation/metrics.json")["scores"]
+    assert scores["asr_wer"]["utterances"] == 8
+    # The same utterances but for this one, whose share of the mean would be the eighth of 0.
+    valid = metrics["valid"]["ctc"]
+    assert metrics["test"]["ctc"] == pytest.approx(valid, rel=0.05)
 
 
 def test_a_few_utterances_that_ctc_cannot_align_may_be_left_out(spoken, tmp_path, logged):
@@ -136,6 +160,18 @@ def test_metrics_that_compare_samples_are_refused(spoken, speaker_model, tmp_pat
         build("tts", spoken, tmp_path / "run", **options)
 
 
+def test_a_misspelt_metric_is_named(spoken, speaker_model, tmp_path):
+    with pytest.raises(ValueError, match=r"unknown metrics \['utmoss'\]; known are"):
+        build("tts", spoken, tmp_path / "run", speaker_model=speaker_model, metrics="[utmoss]")
+
+
+def test_speaker_vectors_need_audio_or_a_folder(spoken, speaker_model, tmp_path):
+    build("asr", spoken, tmp_path / "first")
+    options = {"tokens_folder": tmp_path / "first/tokens", "num_audio_samples": 0}
+    with pytest.raises(ValueError, match="pass --data_folder CORPUS, or --vectors_folder"):
+        build("tts", None, tmp_path / "run", speaker_model=speaker_model, **options)
+
+
 def test_both_protocols_are_reported(spoken, speaker_model, tmp_path):
     asr = save_whisper(tmp_path / "whisper")
     options = {
@@ -147,6 +183,9 @@ def test_both_protocols_are_reported(spoken, speaker_model, tmp_path):
         "dataset_options": "{train_splits: [train], valid_splits: [dev], test_splits: [test], "
         "max_test_utterances: 3}",
     }
+    run("tts", spoken, tmp_path / "run", **options | {"paper_protocol": False})
+    assert not (tmp_path / "run/evaluation_paper").exists()
+    # The paper's protocol may be asked for when the run has ended.
     run("tts", spoken, tmp_path / "run", **options)
     honest, paper = (
         read_json(tmp_path / "run" / name / "metrics.json")
@@ -159,6 +198,19 @@ def test_both_protocols_are_reported(spoken, speaker_model, tmp_path):
     assert honest["scores"]["not_ended"]["mean"] > 0, "0.34 s are too short to end by itself"
     lengths = honest["scores"]["length_ratio"]
     assert lengths["mean"] < 1
+    assert not {"not_ended", "length_ratio"} & paper["scores"].keys(), "of the other samples"
+    written = tmp_path / "run/samples/test"
+    for path in written.glob("*/*.wav"):
+        if path.stem in ("hyp", "paper"):
+            name = "evaluation" if path.stem == "hyp" else "evaluation_paper"
+            copy = tmp_path / "run" / name / "samples" / path.parent.name / "hyp.wav"
+            assert copy.read_bytes() == path.read_bytes()
+    assert len(list(written.glob("*/paper.wav"))) == 2
+    # A test of later weights leaves nothing of the earlier ones.
+    options |= {"number_of_epochs": 2, "paper_protocol": False, "num_audio_samples": 1}
+    run("tts", spoken, tmp_path / "run", **options | {"metrics": "[]"})
+    assert not (tmp_path / "run/evaluation_paper").exists()
+    assert len(list((tmp_path / "run/evaluation/samples").iterdir())) == 1
 
 
 def test_without_a_recognizer_the_papers_protocol_is_not_computed(
@@ -169,7 +221,7 @@ def test_without_a_recognizer_the_papers_protocol_is_not_computed(
     options |= {"score_models": f"{{speaker: {speaker_model}}}", "max_generated_s": 0.1}
     run("tts", spoken, tmp_path / "run", **options)
     paper = read_json(tmp_path / "run/evaluation_paper/metrics.json")
-    assert "sim" not in paper["scores"]
+    assert not [name for name in paper["scores"] if name.startswith("hyp_")]
     assert "fewest word errors: asr weights openai/whisper-small" in paper["not_computed"]["sim"]
 
 
@@ -203,5 +255,50 @@ def test_a_run_does_not_go_on_with_other_tokens(spoken, tmp_path):
     build("speaker", spoken, tmp_path / "run", **tokens)
     other = write_spoken(tmp_path / "other", number=6)
     build("speaker", other, tmp_path / "elsewhere", tokens_folder=tmp_path / "other_tokens")
-    with pytest.raises(ValueError, match="begun with weights .* of the tokens"):
-        build("speaker", None, tmp_path / "run", tokens_folder=tmp_path / "other_tokens")
+    changed = {"tokens_folder": tmp_path / "other_tokens"}
+    with pytest.raises(ValueError, match="begun with other utterances.* --on_changed_data accept"):
+        build("speaker", None, tmp_path / "run", **changed)
+    begun = read_json(tmp_path / "run/run.json")
+    build("speaker", None, tmp_path / "run", on_changed_data="accept", **changed)
+    accepted = read_json(tmp_path / "run/run.json")
+    assert accepted["data"] != begun["data"] and accepted["codec"] == begun["codec"]
+
+
+def test_all_that_is_trained_on_is_part_of_the_datas_fingerprint():
+    toks = np.arange(6, dtype=np.uint16).reshape(3, 2)
+    row = {"duration": 1.0, "text": "a", "speaker": "s", "toks": toks, "target_toks": toks}
+    row["vector"] = np.ones(3, dtype=np.float32)
+
+    def hash_of(**changes):
+        dataset = make_dataset({"one": {**row, **changes}}, items={"toks": lambda row: row["toks"]})
+        return data_hash({stage: dataset for stage in sb.Stage})
+
+    assert hash_of() == hash_of(wav="/elsewhere/one.wav", toks=toks.copy())
+    changes = [{"duration": 2.0}, {"text": "b"}, {"speaker": "t"}, {"vector": 2 * row["vector"]}]
+    changes += [{name: toks + 1} for name in ("toks", "target_toks")]
+    changes += [{"toks": toks.reshape(2, 3)}]
+    assert len({hash_of(**change) for change in [{}, *changes]}) == 8
+
+
+class Drawing(Levels):
+    """Its decoder draws, and gives nothing of the token 0."""
+
+    def _toks_to_sig(self, toks):
+        sig = super()._toks_to_sig(toks)
+        return (sig + torch.rand(sig.shape)) / (toks.amin() > 0)
+
+
+def test_what_a_decoder_draws_is_that_of_the_utterance_and_what_fails_is_listed(tmp_path):
+    brain, *_ = build("enhancement", write_noisy(tmp_path / "noisy"), tmp_path / "run")
+    brain.codec = Drawing()
+    brain.on_stage_start(sb.Stage.VALID, 1)
+    toks = torch.ones(4, 1, dtype=torch.long)
+    before = torch.get_rng_state()
+    first = brain.decode("one", {"hyp": toks, "other": 0 * toks}, num_samples=900)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.keys() == {"hyp"} and first["hyp"].shape == (900,)
+    torch.rand(3)
+    assert torch.equal(brain.decode("one", {"hyp": toks}, num_samples=900)["hyp"], first["hyp"])
+    assert not torch.equal(brain.decode("two", {"hyp": toks})["hyp"][:900], first["hyp"])
+    (failure,) = brain._undecoded
+    assert failure["id"] == "one" and "not finite" in failure["reason"]

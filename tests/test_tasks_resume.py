@@ -61,6 +61,11 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(last.path / "model.ckpt", weights_only=True)
 
 
+def files_of(folder: Path) -> dict[Path, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): path.read_bytes() for path in paths}
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_an_interrupted_task_ends_as_if_it_had_not_been(task, corpora, tmp_path):
     corpus = corpora[task]
@@ -82,4 +87,6 @@ def test_an_interrupted_task_ends_as_if_it_had_not_been(task, corpora, tmp_path)
         assert torch.equal(value, parts[name]), name
     metrics = [read_json(tmp_path / name / "metrics.json") for name in ("whole", "parts")]
     assert metrics[0] == metrics[1]
+    tested = [files_of(tmp_path / name / "evaluation") for name in ("whole", "parts")]
+    assert tested[0] == tested[1] and len(tested[0]) >= 2
     assert len(read_json(tmp_path / "parts/run.json")["starts"]) == 3
