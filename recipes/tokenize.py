@@ -70,6 +70,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> ShardReport:
     index = int(os.environ["LOCAL_RANK"]) if rank is not None else 0
     build = make_build(options, words, index=index, prepare=True)
     if not rank:
+        build.warn_of_newer_audio()
         logger.info("%s", build.announcement())
     with closing(build.progress_bar(enabled=not rank)) as bar:
         _fill(options, words, build, on_progress=bar.update)

@@ -6,12 +6,15 @@ import resource
 import signal
 import sys
 
+import pyarrow
 import pytest
+import soundfile
 
-from recipes.common.shards import ShardError, Tokens
+from recipes.common.shards import ShardError, Tokens, open_shards
 from recipes.common.shards.build import ShardBuild
+from tests.audio_files import RATE
 from tests.caches import child
-from tests.shards import Blocks, build, content, write_rows
+from tests.shards import Blocks, Quadruples, build, content, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,32 @@ def test_a_damaged_part_is_computed_again(rows, uninterrupted, tmp_path):
     part.write_bytes(part.read_bytes()[:100])
     build(tmp_path, rows)
     assert content(tmp_path) == uninterrupted
+
+
+def test_a_part_with_older_audio_is_computed_again(tmp_path):
+    rows = write_rows(tmp_path / "audio")
+    folder = tmp_path / "shards"
+    with child(build_until, folder, rows, 2) as process:
+        process.join(60)
+    (part,) = folder.glob(".parts/*/*.arrow")
+    (first,) = pyarrow.ipc.open_file(part).read_all()["id"].to_pylist()
+    os.utime(part, (0, 0))
+    soundfile.write(rows[first]["wav"], [0.25] * rows[first]["num_samples"], RATE)
+    with child(build_until, folder, rows, 3) as process:
+        process.join(60)
+    before = Blocks.encoded
+    build(folder, rows)
+    assert Blocks.encoded - before == len(rows) - 2, (
+        "what was computed again, and one more, is kept"
+    )
+    assert set(open_shards(folder).read("train")[first]["toks"].flatten()) == {40959}
+
+
+def test_a_part_of_another_codec_is_not_read(rows, tmp_path):
+    with child(build_until, tmp_path, rows, 3) as process:
+        process.join(60)
+    (tmp_path / "tokens.json").unlink()
+    assert build(tmp_path, rows, codec=Quadruples()).utterances == len(rows)
 
 
 def test_processes_share_a_folder(rows, uninterrupted, tmp_path):

@@ -1,6 +1,8 @@
 """Shards of tokens: what is stored, who may read it, bad files, foreign folders."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import datasets
@@ -211,6 +213,32 @@ def test_a_folder_belongs_to_one_corpus_and_one_extractor(rows, uninterrupted, t
     assert open_shards(tmp_path).subsets == ("train", "test"), "a subset may come later"
 
 
+def test_without_its_description_a_folder_takes_nobody_elses_shards(rows, tmp_path):
+    build(tmp_path, rows)
+    before = content(tmp_path)
+    for changes in (
+        {"codec": Quadruples()},
+        {"rows": rows | {"utt0": rows["utt0"] | {"text": ""}}},
+    ):
+        (tmp_path / "tokens.json").unlink()
+        with pytest.raises(ShardError, match="train-00000-of-00003.*another corpus or by another"):
+            build(tmp_path, changes.pop("rows", rows), **changes)
+        assert build(tmp_path, rows).utterances == 0
+        assert content(tmp_path) == before
+
+
+def test_audio_that_is_newer_than_its_shard_is_reported(tmp_path, caplog):
+    rows = write_rows(tmp_path / "audio")
+    build(tmp_path / "shards", rows)
+    build(tmp_path / "shards", rows)
+    assert not caplog.text
+    make_row(tmp_path / "audio" / "utt5.wav", rows["utt5"]["num_samples"])
+    os.utime(rows["utt5"]["wav"], (later := time.time() + 9, later))
+    build(tmp_path / "shards", rows)
+    assert "audio of 1 shards is newer than they are, such as" in caplog.text
+    assert "utt5.wav; if" in caplog.text and "remove train-00001-of-00003.parquet" in caplog.text
+
+
 def test_unfinished_and_damaged_folders_are_refused(rows, tmp_path):
     with pytest.raises(ShardError, match="holds no shards; make them with python -m recipes.tok"):
         open_shards(tmp_path)
@@ -220,6 +248,8 @@ def test_unfinished_and_damaged_folders_are_refused(rows, tmp_path):
     shard.write_bytes(stored[:-20])
     with pytest.raises(ShardError, match="train-00001-of-00003.parquet is damaged"):
         open_shards(tmp_path).read("train")
+    with pytest.raises(ShardError, match="train-00001-of-00003.parquet is damaged .*; remove it"):
+        build(tmp_path, rows)
     shard.unlink()
     with pytest.raises(ShardError, match="1 of 3 shards are missing .train-00001-of-00003.parq"):
         open_shards(tmp_path)

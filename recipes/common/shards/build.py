@@ -3,18 +3,20 @@
 Work is divided by the manifests alone, and claimed with ``flock`` on a file for each shard, which
 the kernel frees when its holder dies, however it dies (over NFS from version 4 on). Finished
 batches of an unfinished shard are kept as well, so the same command goes on where a kill ended the
-last one, and the shards are the same, byte for byte.
+last one, and the shards are the same, byte for byte. Batches whose audio was written after them are
+computed again; finished shards are only reported then.
 """
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 
@@ -39,16 +41,20 @@ from recipes.common.shards.format import (
     ShardError,
     bad_of,
     make_schema,
+    origin_of,
     read_description,
+    read_metadata,
     shard_path,
     write_description,
 )
-from recipes.common.shards.journal import Journal, journaled_seconds
+from recipes.common.shards.journal import journaled_seconds
 from recipes.common.shards.plan import (
     Manifest,
     Shard,
     all_columns,
     describe_subsets,
+    is_newer,
+    origin,
     plan_shards,
     refuse_other_corpus,
 )
@@ -114,6 +120,7 @@ def build_shards(
         on_bad_file=on_bad_file,
         shard_minutes=shard_minutes,
     )
+    build.warn_of_newer_audio()
     if progress:
         logger.info("%s", build.announcement())
     with closing(build.progress_bar(enabled=progress)) as bar:
@@ -152,8 +159,9 @@ class ShardBuild:
             "columns": list(columns),
             "subsets": describe_subsets(self.manifests, self.shards),
         }
+        origins = {subset: origin(wanted, subset) for subset in self.manifests}
         with self._explaining_disk_errors(), self._locked("plan"):
-            self._describe(wanted)
+            self._describe(wanted, origins)
         self.encoder = ShardEncoder(
             self.folder,
             self.manifests,
@@ -162,6 +170,7 @@ class ShardBuild:
             batch_seconds=batch_seconds,
             on_bad_file=on_bad_file,
             schema=make_schema(columns),
+            origins=origins,
         )
 
     @property
@@ -179,6 +188,25 @@ class ShardBuild:
             f"{seconds / 3600:.2f} h to encode, about {size_text(self._needed_bytes())}, "
             f"{size_text(free_bytes(self.folder))} free"
         )
+
+    def warn_of_newer_audio(self) -> None:
+        """Warn where audio was written after the shard that should hold its tokens.
+
+        It may be the same audio, copied again, so nobody but the user can say what to do.
+        """
+        with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+            found = [shard for shard in pool.map(self._with_newer, self.shards) if shard]
+        if found:
+            (key, shard), names = found[0], [shard.name for _, shard in found]
+            logger.warning(
+                "audio of %d shards is newer than they are, such as %s; if it is not the same "
+                "audio, remove %s.parquet%s from %s and run the same command",
+                len(found),
+                self.manifests[shard.subset][key]["wav"],
+                ".parquet, ".join(names[:3]),
+                ", ..." * (len(names) > 3),
+                self.folder,
+            )
 
     def progress_bar(self, *, enabled: bool = True) -> AudioProgress:
         """Bar of what all processes together still have to do."""
@@ -230,11 +258,11 @@ class ShardBuild:
         bad: dict[str, dict[str, str]] = {subset: {} for subset in self.manifests}
         for shard in self.shards:
             path = shard_path(self.folder, shard.name)
-            metadata = pq.read_metadata(path)
+            metadata = read_metadata(path)
             rows[shard.subset] += metadata.num_rows
             bad[shard.subset] |= bad_of(metadata.schema.to_arrow_schema())
             num_bytes += path.stat().st_size
-            Journal(self.folder, shard.name, self.encoder.schema).remove()  # of a kill in between
+            self.encoder.journal(shard).remove()  # of a kill in between
         with self._explaining_disk_errors(), self._locked("plan"):
             content = read_description(self.folder)
             for subset, number in rows.items():
@@ -250,11 +278,13 @@ class ShardBuild:
             {key: reason for reasons in bad.values() for key, reason in reasons.items()},
         )
 
-    def _describe(self, wanted: dict[str, Any]) -> None:
+    def _describe(self, wanted: dict[str, Any], origins: Mapping[str, str]) -> None:
         """Write ``tokens.json`` and codebooks, or compare them; the caller holds the lock."""
         found = read_description(self.folder)
         if found is not None:
             refuse_other_corpus(self.folder, found=found, wanted=wanted)
+        else:
+            self._refuse_other_origin(origins)
         for name in (CODEBOOKS, DESCRIPTION):
             remove_leftovers(self.folder, name)
         remove_partial_files(self.folder)  # of the list of bad files
@@ -267,6 +297,18 @@ class ShardBuild:
             content = save({"codebooks": codebooks})
             publish(self.folder / CODEBOOKS, lambda file: file.write(content))
         write_description(self.folder, wanted)
+
+    def _refuse_other_origin(self, origins: Mapping[str, str]) -> None:
+        """Refuse shards that are not ours, where no ``tokens.json`` says whose they are."""
+        for shard in self.shards:
+            path = shard_path(self.folder, shard.name)
+            if not path.exists():
+                continue
+            if origin_of(read_metadata(path).schema.to_arrow_schema()) != origins[shard.subset]:
+                raise ShardError(
+                    f"{path} was made from another corpus or by another codec, and there is no "
+                    f"{DESCRIPTION}, which would say which; put it back, or choose another folder"
+                )
 
     def _list_bad_files(self, bad: Mapping[str, Mapping[str, str]]) -> None:
         reasons = {
@@ -290,6 +332,15 @@ class ShardBuild:
     def _needed_bytes(self) -> int:
         rows = (self.manifests[shard.subset][key] for shard in self.pending for key in shard.ids)
         return math.ceil(sum(self.extractor.num_bytes(row) for row in rows))
+
+    def _with_newer(self, shard: Shard) -> tuple[str, Shard] | None:
+        """First utterance of a finished shard whose audio is newer, and the shard."""
+        try:
+            written = shard_path(self.folder, shard.name).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+        rows = self.manifests[shard.subset]
+        return next(((key, shard) for key in shard.ids if is_newer(rows[key], written)), None)
 
     def _journaled(self, shards: list[Shard]) -> float:
         return sum(journaled_seconds(self.folder, shard.name) for shard in shards)

@@ -18,11 +18,11 @@ from recipes.common.shards.format import (
     ShardError,
     make_table,
     shard_path,
-    with_bad,
+    with_notes,
     write_shard,
 )
 from recipes.common.shards.journal import Journal
-from recipes.common.shards.plan import Manifest, Shard
+from recipes.common.shards.plan import Manifest, Shard, is_newer
 
 
 class ShardEncoder:
@@ -35,6 +35,7 @@ class ShardEncoder:
     extractor, device, batch_seconds, on_bad_file : as in
         `recipes.common.shards.build.build_shards`.
     schema : of the shards' rows.
+    origins : of the shards, by subset (`recipes.common.shards.plan.origin`).
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class ShardEncoder:
         batch_seconds: float,
         on_bad_file: str,
         schema: pa.Schema,
+        origins: Mapping[str, str],
     ) -> None:
         if not batch_seconds > 0:
             raise ShardError(f"batch_seconds must be above 0, got {batch_seconds}")
@@ -56,6 +58,7 @@ class ShardEncoder:
         self.extractor = extractor
         self.batch_seconds = batch_seconds
         self.schema = schema
+        self.origins = origins
         self._rows: Manifest = {}  # of the subset at work
         self._read_ahead = ReadAhead(
             self._load,
@@ -83,8 +86,8 @@ class ShardEncoder:
         ShardError : if the data are gone, or a batch does not fit on the device.
         """
         self._rows = self.manifests[shard.subset]
-        journal = Journal(self.folder, shard.name, self.schema)
-        table, bad = journal.read()
+        journal = self.journal(shard)
+        table, bad = journal.read(is_newer=lambda key, time: is_newer(self._rows[key], time))
         known = {*table["id"].to_pylist(), *bad}
         missing = [key for key in shard.ids if key not in known]
         tables = [table]
@@ -95,10 +98,15 @@ class ShardEncoder:
             bad |= batch_bad
             on_batch()
         rows = pa.concat_tables(tables)
-        rows = with_bad(rows.take(pc.sort_indices(rows["id"])).combine_chunks(), bad)
+        rows = rows.take(pc.sort_indices(rows["id"])).combine_chunks()
+        rows = with_notes(rows, bad=bad, origin=journal.origin)
         publish(shard_path(self.folder, shard.name), lambda file: write_shard(file, rows))
         journal.remove()
         return len(missing)
+
+    def journal(self, shard: Shard) -> Journal:
+        """Journal of a shard."""
+        return Journal(self.folder, shard.name, self.schema, origin=self.origins[shard.subset])
 
     def _loaded(self, ids: list[str]) -> Any:
         """Ids, loaded signals and reasons of bad utterances of each batch."""

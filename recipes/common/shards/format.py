@@ -12,7 +12,8 @@
 Columns: ``id``, ``duration`` in seconds, those of the extractor (lists are flat: frame after frame,
 the codebooks of a frame side by side), and the labels that the corpus has, null where unknown.
 
-A shard appears whole. Tokens are stored byte after byte (BYTE_STREAM_SPLIT) and compressed (zstd):
+A shard appears whole; its metadata say what it was made of (``origin``) and why utterances have no
+row (``bad_files``). Tokens are stored byte after byte (BYTE_STREAM_SPLIT) and compressed (zstd):
 13.7 bits for one of 8192 equally frequent codes in a shard of one hour at 50 Hz, 13.2 in one of
 four, where a dictionary takes 14.0 and 13.3 (29.6 for 65536 codes at 12.5 Hz),
 plain integers 18.3 and packed bits, which no reader of Parquet knows, 13.
@@ -33,7 +34,7 @@ LABELS = ("text", "language", "speaker", "emotion")
 DESCRIPTION = "tokens.json"
 CODEBOOKS = "codebooks.safetensors"
 BAD_FILES = "bad_files.tsv"
-_BAD = b"bad_files"  # key of a shard's metadata
+_BAD, _ORIGIN = b"bad_files", b"origin"  # keys of a shard's metadata
 
 
 class ShardError(ValueError):
@@ -61,15 +62,20 @@ def make_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def with_bad(table: pa.Table, bad: Mapping[str, str]) -> pa.Table:
-    """Table that also says which utterances have no row, and why."""
+def with_notes(table: pa.Table, *, bad: Mapping[str, str], origin: str) -> pa.Table:
+    """Table that also says which utterances have no row, and why, and what it was made of."""
     content = json.dumps(dict(sorted(bad.items())), ensure_ascii=False)
-    return table.replace_schema_metadata({_BAD: content.encode()})
+    return table.replace_schema_metadata({_BAD: content.encode(), _ORIGIN: origin.encode()})
 
 
 def bad_of(schema: pa.Schema) -> dict[str, str]:
     """Reasons by id of the utterances that have no row."""
     return json.loads((schema.metadata or {}).get(_BAD, b"{}"))
+
+
+def origin_of(schema: pa.Schema) -> str:
+    """Say what a table was made of: `recipes.common.shards.plan.origin`."""
+    return (schema.metadata or {}).get(_ORIGIN, b"").decode()
 
 
 def write_shard(file: BinaryIO, table: pa.Table) -> None:
@@ -82,6 +88,22 @@ def write_shard(file: BinaryIO, table: pa.Table) -> None:
         compression="zstd",
         use_dictionary=[name for name in table.column_names if name not in lists],
         column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in lists},
+    )
+
+
+def read_metadata(path: Path) -> pq.FileMetaData:
+    """Read what a finished shard says of itself; ShardError if it is damaged."""
+    try:
+        return pq.read_metadata(path)
+    except (OSError, pa.ArrowException) as error:
+        raise damaged_shard(path, error) from error
+
+
+def damaged_shard(path: Path, error: Exception) -> ShardError:
+    """Error of a shard that cannot be read, with what to do."""
+    return ShardError(
+        f"{path} is damaged ({error}); remove it and run the same recipes.tokenize command: only "
+        "it is computed again"
     )
 
 

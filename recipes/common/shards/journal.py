@@ -7,13 +7,13 @@ holds, and so progress is read off the names. Whoever holds the shard's lock may
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 
 from recipes.common.disk import publish
-from recipes.common.shards.format import bad_of, with_bad
+from recipes.common.shards.format import bad_of, origin_of, with_notes
 
 
 class Journal:
@@ -24,15 +24,23 @@ class Journal:
     folder : of the shards.
     name : of the shard.
     schema : of its rows.
+    origin : what they are made of; parts of another origin are not read.
     """
 
-    def __init__(self, folder: Path, name: str, schema: pa.Schema) -> None:
+    def __init__(self, folder: Path, name: str, schema: pa.Schema, *, origin: str) -> None:
         self.folder = folder / ".parts" / name
         self.schema = schema
+        self.origin = origin
         self._next = 0
 
-    def read(self) -> tuple[pa.Table, dict[str, str]]:
-        """Rows of all parts, and reasons by id of what has none."""
+    def read(self, *, is_newer: Callable[[str, int], bool]) -> tuple[pa.Table, dict[str, str]]:
+        """Rows of all parts, and reasons by id of what has none.
+
+        Parameters
+        ----------
+        is_newer : whether the audio of an utterance was written after a time (ns): then what the
+            part of that time says of it is left out.
+        """
         tables, bad = [self.schema.empty_table()], {}
         for number, path in sorted(_parts(self.folder).items()):
             try:
@@ -40,15 +48,20 @@ class Journal:
             except pa.ArrowInvalid:  # a damaged disk: these utterances are computed again
                 path.unlink()
                 continue
-            bad |= bad_of(table.schema)
-            tables.append(table.replace_schema_metadata(None))
             self._next = number + 1
+            if origin_of(table.schema) != self.origin:
+                continue
+            time = path.stat().st_mtime_ns
+            keep = [not is_newer(key, time) for key in table["id"].to_pylist()]
+            tables.append(table.filter(pa.array(keep, pa.bool_())).replace_schema_metadata(None))
+            found = bad_of(table.schema)
+            bad |= {key: reason for key, reason in found.items() if not is_newer(key, time)}
         return pa.concat_tables(tables), bad
 
     def append(self, table: pa.Table, *, bad: Mapping[str, str], seconds: float) -> None:
         """Keep the rows of a batch."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = with_bad(table, bad)
+        content = with_notes(table, bad=bad, origin=self.origin)
 
         def write(file: object) -> None:
             with pa.ipc.new_file(file, content.schema) as writer:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -67,6 +69,14 @@ def manifest_hash(rows: Manifest) -> str:
     return digest.hexdigest()[:16]
 
 
+def origin(wanted: Mapping[str, Any], subset: str) -> str:
+    """Short hash of all that a subset's shards depend on; ``wanted`` is for ``tokens.json``."""
+    extractor = {key: value for key, value in wanted["extractor"].items() if key not in _NAMES}
+    manifest = wanted["subsets"][subset]["manifest"]
+    parts = [extractor, wanted["shard_minutes"], wanted["columns"], manifest]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def describe_subsets(
     manifests: Mapping[str, Manifest], shards: Sequence[Shard]
 ) -> dict[str, dict[str, Any]]:
@@ -116,6 +126,15 @@ def refuse_other_corpus(
                 f"{subset} are not the {plan['utterances']} of now; put the data and their limits "
                 "back, or choose another folder"
             )
+
+
+def is_newer(row: Mapping[str, Any], time: int) -> bool:
+    """Whether audio of an utterance was written after a time (ns); what is missing was not."""
+    for path in (row[name] for name in _PATHS if name in row):
+        with suppress(OSError):
+            if os.stat(path).st_mtime_ns > time:
+                return True
+    return False
 
 
 def _refuse_other_extractor(

@@ -13,6 +13,7 @@ from torch import Tensor
 from recipes.common.shards.format import (
     CODEBOOKS,
     ShardError,
+    damaged_shard,
     read_description,
     shard_name,
     shard_path,
@@ -78,10 +79,7 @@ class Shards:
             try:
                 rows |= _rows(pq.read_table(path))
             except (OSError, pa.ArrowException) as error:
-                raise ShardError(
-                    f"{path} is damaged ({error}); remove it and run the same recipes.tokenize "
-                    "command: only it is computed again"
-                ) from error
+                raise damaged_shard(path, error) from error
         return rows
 
 
