@@ -250,6 +250,10 @@ def test_unfinished_and_damaged_folders_are_refused(rows, tmp_path):
         open_shards(tmp_path).read("train")
     with pytest.raises(ShardError, match="train-00001-of-00003.parquet is damaged .*; remove it"):
         build(tmp_path, rows)
+    middle = len(stored) // 2  # among tokens
+    shard.write_bytes(stored[:middle] + bytes([stored[middle] ^ 1]) + stored[middle + 1 :])
+    with pytest.raises(ShardError, match="train-00001-of-00003.parquet is damaged"):
+        open_shards(tmp_path).read("train")
     shard.unlink()
     with pytest.raises(ShardError, match="1 of 3 shards are missing .train-00001-of-00003.parq"):
         open_shards(tmp_path)

@@ -19,8 +19,8 @@ from recipes.codecs.codec import Codec
 # batch, where sums are rounded in another order. Measured between batches of 2 to 12 utterances of
 # 2 to 16 s and each alone, on a CPU in float32: 9.4e-7 at most at full size (WavLM's six layers and
 # the compressor of hparams/bsq.yaml, untrained), 2.8e-7 with small log-mel codecs, trained and
-# not. The factor of 30 above that is for trained weights and GPUs; it costs a second encoding of
-# about one utterance in ten.
+# not. The factor of 30 above that is room for trained WavLM weights and for GPUs, neither of which is
+# measured; it costs a second encoding of about one utterance in ten.
 TOLERANCE = 3e-5
 
 
@@ -66,8 +66,9 @@ class FocalCodec(Codec):
         """Tokens (L, 1) of signals (T,), from one padded batch where rounding cannot matter.
 
         An utterance with a latent that lies within `TOLERANCE` of a decision is encoded again
-        alone, so the tokens are those of `sig_to_toks`. Only latents on the sphere have a scale
-        that the tolerance fits; with other quantizers than BSQ every utterance is encoded alone.
+        alone, so the tokens are those of `sig_to_toks` on the same device with as many threads,
+        which order sums as well. Only latents on the sphere have a scale that the tolerance fits;
+        with other quantizers than BSQ every utterance is encoded alone.
         """
         if len(sigs) < 2 or not isinstance(self.model.quantizer, BinarySphericalQuantizer):
             return super().sigs_to_toks(sigs)

@@ -88,6 +88,7 @@ def write_shard(file: BinaryIO, table: pa.Table) -> None:
         compression="zstd",
         use_dictionary=[name for name in table.column_names if name not in lists],
         column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in lists},
+        write_page_checksum=True,
     )
 
 

@@ -77,7 +77,7 @@ class Shards:
         rows: dict[str, dict[str, Any]] = {}
         for path in _paths(self.folder, subset, self._plans[subset]):
             try:
-                rows |= _rows(pq.read_table(path))
+                rows |= _rows(pq.read_table(path, page_checksum_verification=True))
             except (OSError, pa.ArrowException) as error:
                 raise damaged_shard(path, error) from error
         return rows
