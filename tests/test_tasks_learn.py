@@ -8,12 +8,14 @@ import pytest
 import soundfile
 import torch
 from torch import Tensor
+from torch.nn.functional import ctc_loss
 
+from recipes.common.dataio import collate
 from recipes.common.files import read_json
 from recipes.common.shards import open_shards
 from recipes.reporting.runs import find_runs
 from tests.level_codec import Levels
-from tests.tasks import run, write_mixtures, write_noisy, write_spoken
+from tests.tasks import build, run, write_mixtures, write_noisy, write_spoken
 from tests.tiny_checkpoints import save_xvector
 
 EPOCHS = {"number_of_epochs": 60, "valid_interval_epochs": 60}
@@ -141,3 +143,26 @@ def test_shards_are_all_that_is_needed_where_nothing_is_decoded(asr_run, folder)
     missing_codec = {"codec": "!include:codec/focalcodec_50hz.yaml", "tokens_folder": tokens}
     test = run("asr", None, folder / "from_shards", **missing_codec, **EPOCHS)["test"]
     assert test == results_of(asr_run), "the same tokens give the same run"
+
+
+def test_loss_of_a_recognizer_is_the_mean_of_utterances_a_unit(spoken, folder):
+    """As torch's own mean, which SpeechBrain takes, too; units have an utterance's own length."""
+    brain, train, *_ = build("asr", spoken, folder / "loss")
+    batch = collate([train.dataset[i] for i in (0, 7, 3)])
+    (terms, count), log_probs = brain.loss_terms(batch), brain._log_probs(batch)
+    lens = [torch.tensor([len(row) for row in rows]) for rows in (batch.units, batch.text)]
+    assert (lens[0] >= lens[1]).all() and len(lens[0].unique()) > 1
+    num_toks = (batch.toks.lengths * batch.toks.data.shape[1]).round().long()
+    units = torch.tensor([unit for row in batch.units for unit in row])
+    expected = ctc_loss(log_probs.transpose(0, 1), units, num_toks, lens[0])
+    assert terms["ctc"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert count == 3
+
+
+def test_a_text_is_as_long_as_its_characters(tts_run, spoken, folder):
+    options = {"speaker_model": folder / "xvector", "tokens_folder": tts_run / "tokens"}
+    brain, train, *_ = build("tts", spoken, folder / "prompt", **options)
+    batch = collate([train.dataset[i] for i in (0, 7, 3)])
+    texts = [train.dataset.data[utt_id]["row"]["text"] for utt_id in batch.id]
+    expected = [len(brain.task.tokenizer.encode(text)) for text in texts]
+    assert brain._prompt(batch)["num_chars"].tolist() == expected
