@@ -19,8 +19,8 @@ from recipes.codecs.codec import Codec
 # batch, where sums are rounded in another order. Measured between batches of 2 to 12 utterances of
 # 2 to 16 s and each alone, on a CPU in float32: 9.4e-7 at most at full size (WavLM's six layers and
 # the compressor of hparams/bsq.yaml, untrained), 2.8e-7 with small log-mel codecs, trained and
-# not. The factor of 30 above that is room for trained WavLM weights and for GPUs, neither of which is
-# measured; it costs a second encoding of about one utterance in ten.
+# not. The factor of 30 above that is room for trained WavLM weights and for GPUs, neither of which
+# is measured; it costs a second encoding of about one utterance in ten.
 TOLERANCE = 3e-5
 
 
