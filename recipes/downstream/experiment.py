@@ -16,6 +16,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import infer_device, run_on_main
 from torch import nn
 
+from recipes.common import experiment as stages
 from recipes.common.command_line import block_name, resolved_hash
 from recipes.common.experiment import (
     Experiment,
@@ -31,26 +32,13 @@ from recipes.common.shards.format import LABELS
 from recipes.downstream.brain import Task, TokenBrain
 from recipes.downstream.corpus import Corpus, Rows, open_corpus, prepare_manifests
 
-# A run may be continued with other values of these: they say how long and where, not what.
+# A run may be continued with other values of these, as with those of the stages of the codec.
 CONTINUABLE = (
-    "data_folder",
+    *stages.CONTINUABLE,
     "tokens_folder",  # the weights of the codec and what is in it are compared instead
     "tokens_batch_seconds",
     "vectors_folder",
-    "output_folder",
-    "save_folder",
-    "num_workers",
-    "number_of_epochs",
-    "optimizer_step_limit",
-    "log_interval_steps",
-    "nonfinite_patience",
-    "metrics",
-    "score_models",
-    "valid_metric_utterances",
-    "num_audio_samples",
-    "cost_steps",
     "paper_protocol",  # a test beside the other one
-    "on_changed_data",
 )
 Assemble = Callable[[dict[str, Any], Corpus], Task]
 
