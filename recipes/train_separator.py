@@ -22,7 +22,7 @@ from recipes.codecs.codec import Codec
 from recipes.common.mixing import load_input, load_targets
 from recipes.common.scoring import SAMPLE_RATE
 from recipes.downstream.brain import TokenBrain, sequences, tensor_of
-from recipes.downstream.corpus import Corpus, Rows, keep, refuse_scores_without_audio
+from recipes.downstream.corpus import Corpus, Rows, keep
 from recipes.downstream.evaluation import Tested
 from recipes.downstream.experiment import make_datasets, make_model, run_task
 from recipes.downstream.token_losses import permutation_invariant
@@ -42,6 +42,18 @@ class SeparatorBrain(TokenBrain):
 
     selection_key = "cross_entropy"
     decodes = True
+
+    @classmethod
+    def check(cls, hparams: Mapping[str, Any]) -> None:
+        """Also refuse what cannot be read, and numbers of sources that no corpus has."""
+        super().check(hparams)
+        read, sources = hparams["read"], hparams["num_sources"]
+        if read not in ("tokens", "features"):
+            raise ValueError(f"read must be tokens or features, got {read!r}")
+        if not 1 <= sources <= len(TARGETS):
+            raise ValueError(f"num_sources must be 1 or {len(TARGETS)}, got {sources}")
+        if read == "features" and hparams["data_folder"] is None:
+            raise ValueError("features are computed from audio; pass --data_folder, too")
 
     @property
     def task_name(self) -> str:
@@ -119,11 +131,9 @@ def assemble(hparams: dict[str, Any], corpus: Corpus) -> Separation:
 
     Raises
     ------
-    ValueError : if ``read`` is neither tokens nor features, the codec has no features, or there are
-        other targets than ``num_sources``.
+    ValueError : if the codec has no features to read, or there are other targets than
+        ``num_sources``.
     """
-    check_reading(hparams, corpus.codec)
-    refuse_scores_without_audio(hparams)
     names = TARGETS[: hparams["num_sources"]]
     rows = {subset: _targeted(subset, corpus.rows[subset], names) for subset in corpus.rows}
     items = {"target_toks": lambda row: torch.stack([tensor_of(row[n]) for n in names], dim=1)}
@@ -131,25 +141,14 @@ def assemble(hparams: dict[str, Any], corpus: Corpus) -> Separation:
     if hparams["read"] == "tokens":
         items["toks"] = lambda row: tensor_of(row["toks"])
     else:
+        if not corpus.codec.has_feats:
+            raise ValueError(f"{corpus.codec.name} gives no features; pass --read tokens")
         rate = corpus.codec.sample_rate
         items["sig"] = lambda row: load_input(row, sample_rate=rate)
         sizes = feature_sizes(corpus.codec)
     datasets = make_datasets(corpus._replace(rows=rows), items=items, sorting=hparams["sorting"])
     model = make_model(hparams, corpus, num_sources=hparams["num_sources"], **sizes)
     return Separation(model, datasets)
-
-
-def check_reading(hparams: Mapping[str, Any], codec: Codec) -> None:
-    """Raise ValueError if the YAML asks to read what is not there."""
-    read, sources = hparams["read"], hparams["num_sources"]
-    if read not in ("tokens", "features"):
-        raise ValueError(f"read must be tokens or features, got {read!r}")
-    if not 1 <= sources <= len(TARGETS):
-        raise ValueError(f"num_sources must be 1 or {len(TARGETS)}, got {sources}")
-    if read == "features" and not codec.has_feats:
-        raise ValueError(f"{codec.name} gives no continuous features; pass --read tokens")
-    if read == "features" and hparams["data_folder"] is None:
-        raise ValueError("features are computed from audio; pass --data_folder, too")
 
 
 def feature_sizes(codec: Codec) -> dict[str, int]:

@@ -33,7 +33,6 @@ from recipes.downstream.corpus import (
     keep,
     read_manifests,
     read_rows,
-    refuse_scores_without_audio,
 )
 from recipes.downstream.evaluation import Tested
 from recipes.downstream.experiment import make_datasets, make_model, run_task
@@ -57,6 +56,16 @@ class TTSBrain(TokenBrain):
     task_name = "tts"
     selection_key = "cross_entropy"
     decodes = True
+
+    @classmethod
+    def check(cls, hparams: Mapping[str, Any]) -> None:
+        """Also refuse metrics that compare sample by sample."""
+        super().check(hparams)
+        if aligned := [name for name in hparams["metrics"] if METRICS[name].is_aligned]:
+            raise ValueError(
+                f"{', '.join(aligned)} compare sample by sample, which generated speech does not "
+                "allow; leave them out of metrics"
+            )
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -207,16 +216,9 @@ def assemble(hparams: dict[str, Any], corpus: Corpus) -> Synthesis:
 
     Raises
     ------
-    ValueError : if the training set has no transcripts, or a metric compares sample by sample.
+    ValueError : if the training set has no transcripts.
     FileNotFoundError, MissingWeightsError : if the speaker model is missing.
     """
-    known = [name for name in hparams["metrics"] if name in METRICS]  # others are refused later
-    if aligned := [name for name in known if METRICS[name].is_aligned]:
-        raise ValueError(
-            f"{', '.join(aligned)} compare sample by sample, which generated speech does not "
-            "allow; leave them out of metrics"
-        )
-    refuse_scores_without_audio(hparams)
     plain = plain_words if hparams["normalize_text"] else str
     vectors = speaker_vectors(hparams, device=corpus.device)
     rows = {

@@ -134,6 +134,7 @@ def test_what_can_be_read_is_said(tmp_path):
     corpus = write_mixtures(tmp_path / "mixtures")
     with pytest.raises(ValueError, match="read must be tokens or features, got 'spectrum'"):
         build("separation", corpus, tmp_path / "run", read="spectrum")
+    assert not (tmp_path / "run/tokens").exists(), "nothing was tokenised for a mistake"
 
 
 # Speech from text

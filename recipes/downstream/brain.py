@@ -19,7 +19,7 @@ from speechbrain.utils.distributed import if_main_process
 from torch import Tensor, nn
 
 from focalcodec.masking import lengths_to_mask, num_valid
-from recipes.common.known_metrics import WEIGHTS
+from recipes.common.known_metrics import METRICS, WEIGHTS
 from recipes.common.losses import rank_share
 from recipes.common.random_state import random_state, set_random_state
 from recipes.common.scoring import SAMPLE_RATE, ScoreError
@@ -81,6 +81,24 @@ class TokenBrain(TrainingBrain):
             self.frozen_parts["codec"] = self.codec.to(self.device)
         self.test_rows: list[dict[str, Any]] = []
         self._undecoded: list[dict[str, str]] = []
+
+    @classmethod
+    def check(cls, hparams: Mapping[str, Any]) -> None:
+        """Refuse what the YAML alone shows to be wrong, before a corpus is tokenised for hours.
+
+        Raises
+        ------
+        ValueError : if a metric is not known, or there is no audio to compare with.
+        """
+        if not cls.decodes:
+            return
+        if unknown := [name for name in hparams["metrics"] if name not in METRICS]:
+            raise ValueError(f"unknown metrics {unknown}; known are {sorted(METRICS)}")
+        if hparams["data_folder"] is None and (hparams["metrics"] or hparams["num_audio_samples"]):
+            raise ValueError(
+                "decoded speech is compared with the corpus, but data_folder is null; pass "
+                "--data_folder, or --metrics '[]' --num_audio_samples 0"
+            )
 
     # To be written by a task
 

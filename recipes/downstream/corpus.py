@@ -189,13 +189,3 @@ def keep(rows: Rows, reasons: Mapping[str, str], *, subset: str, most: float = 1
         raise ValueError(f"no training is possible without {message}")
     logger.warning("left out %s", message)
     return {utt_id: row for utt_id, row in rows.items() if utt_id not in reasons}
-
-
-def refuse_scores_without_audio(hparams: Mapping[str, Any]) -> None:
-    """Raise ValueError if decoded signals are to be scored or written and there is no audio."""
-    wanted = hparams["metrics"] or hparams["num_audio_samples"]
-    if wanted and hparams["data_folder"] is None:
-        raise ValueError(
-            "decoded speech is compared with the corpus, but data_folder is null; pass "
-            "--data_folder, or --metrics '[]' --num_audio_samples 0"
-        )

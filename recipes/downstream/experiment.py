@@ -78,6 +78,7 @@ def build_task(
         return resolved_hash(param_file, overrides, without=CONTINUABLE)
 
     folder, hparams, run_opts = open_run(argv, config_hash=config_hash)
+    brain_class.check(hparams)
     run_on_main(prepare_run, kwargs={"hparams": hparams, "prepare": prepare_manifests})
     device = run_opts["device"] or infer_device()
     corpus = open_corpus(hparams, device=device, with_codec=brain_class.decodes)
