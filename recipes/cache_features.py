@@ -42,7 +42,7 @@ from recipes.common.feature_cache.plan import (
 )
 from recipes.common.feature_cache.progress import BuildProgress
 from recipes.common.fingerprint import fingerprint
-from recipes.common.interruption import INTERRUPTED, Interrupted, leaving_at_once
+from recipes.common.programs import exit_status
 from recipes.common.workers import run_workers, torchrun_rank, worker_device
 
 logger = logging.getLogger(__name__)
@@ -263,21 +263,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Command line."""
     options, words = _parser().parse_known_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("speechbrain").setLevel(logging.WARNING)
-    try:
-        with leaving_at_once():
-            run(options, words)
-    except Interrupted as interrupted:
-        print(f"cache_features: {interrupted}", file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, OSError) as error:
-        print(f"cache_features: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("cache_features: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status("cache_features", lambda: run(options, words))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from speechbrain.utils.distributed import (
 from recipes.codecs.codec import Codec
 from recipes.common import known_data
 from recipes.common.audio_scores import evenly_spaced
-from recipes.common.blocks import check_options, load_codec
+from recipes.common.blocks import load_codec, prepare_dataset
 from recipes.common.command_line import block_name, parse_command_line, resolved_hash
 from recipes.common.dataio import read_manifest
 from recipes.common.files import (
@@ -246,17 +246,9 @@ def prepare(hparams: dict[str, Any], folder: Path) -> None:
     ------
     ValueError : if it has changed.
     """
-    taken = {
-        "data_folder": hparams["data_folder"],
-        "min_duration_s": hparams["min_duration_s"],
-        "max_duration_s": hparams["max_duration_s"],
-        "max_test_utterances": hparams["max_test_utterances"],
-        "on_bad_file": hparams["on_bad_file"],
-    }
-    options = dict(hparams["dataset_options"])
-    check_options(hparams["dataset"], options, key="dataset_options", taken=taken)
     earlier = known_data.read_data_files(folder)
-    hparams["dataset"](save_folder=folder, **taken, **options)
+    limit = hparams["max_test_utterances"]
+    prepare_dataset(hparams, folder, max_test_utterances=limit)
     if Rows(folder).read():
         known_data.refuse_changed(
             folder, earlier=earlier, hint="choose another folder with --output_folder"

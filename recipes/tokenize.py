@@ -27,16 +27,15 @@ from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAMLError
 from speechbrain.utils.distributed import run_on_main
 
-from recipes.common.blocks import check_options, load_codec
+from recipes.common.blocks import load_codec, prepare_dataset
 from recipes.common.command_line import parse_command_line, resolved_hash
 from recipes.common.corpus_files import SUBSETS
 from recipes.common.dataio import read_manifest
 from recipes.common.disk import size_text
 from recipes.common.files import existing_folder, folder_outside, read_json
-from recipes.common.interruption import INTERRUPTED, Interrupted, leaving_at_once
 from recipes.common.known_data import manifest_name
 from recipes.common.offline import go_offline
-from recipes.common.scoring import MissingPackageError
+from recipes.common.programs import exit_status
 from recipes.common.shards.build import ShardBuild, ShardReport
 from recipes.common.shards.cluster import run_on_ray
 from recipes.common.shards.extractors import Tokens
@@ -122,15 +121,7 @@ def prepare_manifests(hparams: dict[str, Any], shards: Path, folder: Path) -> No
     folder : of the manifests.
     """
     folder_outside(shards, existing_folder(hparams["data_folder"]))
-    taken = {
-        "data_folder": hparams["data_folder"],
-        "min_duration_s": hparams["min_duration_s"],
-        "max_duration_s": hparams["max_duration_s"],
-        "on_bad_file": hparams["on_bad_file"],
-    }
-    options = dict(hparams["dataset_options"])
-    check_options(hparams["dataset"], options, key="dataset_options", taken=taken)
-    hparams["dataset"](save_folder=folder, **taken, **options)
+    prepare_dataset(hparams, folder)
 
 
 def read_manifests(hparams: dict[str, Any], folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -261,21 +252,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Command line."""
     options, words = _parser().parse_known_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("speechbrain").setLevel(logging.WARNING)
-    try:
-        with leaving_at_once():
-            run(options, words)
-    except Interrupted as interrupted:
-        print(f"tokenize: {interrupted}", file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, OSError, MissingPackageError) as error:
-        print(f"tokenize: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("tokenize: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status("tokenize", lambda: run(options, words))
 
 
 if __name__ == "__main__":

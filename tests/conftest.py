@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -52,6 +53,19 @@ def _same_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_log_of_earlier_runs() -> None:
+    """Let no run of an earlier test log into a file and a console that are closed by now.
+
+    SpeechBrain's handlers stay with the root logger, and print what they cannot write.
+    """
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if not type(handler).__module__.startswith("_pytest"):
+            root.removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ HyperPyYAML has no arithmetic.
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 from torch import nn
@@ -51,6 +52,34 @@ def load_codec(hparams: Mapping[str, Any]) -> nn.Module:
         options["checkpoint"] = hparams["codec_checkpoint"]
     check_options(hparams["codec"], options, key="codec_options")
     return hparams["codec"](**options)
+
+
+def prepare_dataset(
+    hparams: Mapping[str, Any], save_folder: str | PathLike[str], **limits: Any
+) -> None:
+    """Call the dataset block of a task, which writes manifests.
+
+    Parameters
+    ----------
+    hparams : with ``dataset``, ``dataset_options``, ``data_folder``, ``min_duration_s``,
+        ``max_duration_s`` and ``on_bad_file``.
+    save_folder : receives the manifests.
+    limits : further arguments that keys of the YAML give.
+
+    Raises
+    ------
+    ValueError : if the block takes no such options; and what it raises itself.
+    """
+    taken = {
+        "data_folder": hparams["data_folder"],
+        "min_duration_s": hparams["min_duration_s"],
+        "max_duration_s": hparams["max_duration_s"],
+        "on_bad_file": hparams["on_bad_file"],
+        **limits,
+    }
+    options = dict(hparams["dataset_options"])
+    check_options(hparams["dataset"], options, key="dataset_options", taken=taken)
+    hparams["dataset"](save_folder=save_folder, **taken, **options)
 
 
 def check_options(

@@ -15,7 +15,7 @@ from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 
 from recipes.codecs.codec import Codec
-from recipes.common.blocks import check_options, load_codec
+from recipes.common.blocks import load_codec, prepare_dataset
 from recipes.common.corpus_files import SUBSETS
 from recipes.common.dataio import read_manifest
 from recipes.common.known_data import manifest_name
@@ -55,15 +55,7 @@ def prepare_manifests(hparams: Mapping[str, Any]) -> None:
                 "FOLDER with what python -m recipes.tokenize has written"
             )
         return
-    taken = {
-        "data_folder": hparams["data_folder"],
-        "min_duration_s": hparams["min_duration_s"],
-        "max_duration_s": hparams["max_duration_s"],
-        "on_bad_file": hparams["on_bad_file"],
-    }
-    options = dict(hparams["dataset_options"])
-    check_options(hparams["dataset"], options, key="dataset_options", taken=taken)
-    hparams["dataset"](save_folder=hparams["output_folder"], **taken, **options)
+    prepare_dataset(hparams, hparams["output_folder"])
 
 
 def open_corpus(hparams: Mapping[str, Any], *, device: str, with_codec: bool) -> Corpus:
