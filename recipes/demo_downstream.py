@@ -25,7 +25,8 @@ from recipes.export import export
 logger = logging.getLogger("demo_downstream")
 
 CODEC_STEPS = {"decoder": 300, "quantizer": 300}
-RECURRENT = {"hidden_dim": 128, "lr": 0.003, "max_grad_norm": 1}
+RECOGNIZER = {"unit": "char", "hidden_dim": 128, "lr": 0.003, "dropout": 0.2, "max_grad_norm": 1}
+CLASSIFIER = {"hidden_dim": 64, "lr": 0.001, "dropout": 0.3, "max_grad_norm": 1}
 CONFORMER = {"num_layers": 2, "dim": 128, "ffn_dim": 256, "lr": 0.002, "max_grad_norm": 1}
 CONFORMER |= {"metrics": "[dnsmos, stoi]"}
 LLAMA = {"num_layers": 3, "dim": 128, "num_heads": 4, "ffn_dim": 256, "lr": 0.002}
@@ -45,14 +46,12 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "asr": Task(
-        "train_asr", "asr", "librispeech460", "asr_and_tts", 24, {**RECURRENT, "unit": "char"}
-    ),
+    "asr": Task("train_asr", "asr", "librispeech460", "asr_and_tts", 48, RECOGNIZER),
     "tts": Task(
         "train_tts", "tts", "librispeech460", "asr_and_tts", 24, {**LLAMA, "paper_protocol": True}
     ),
-    "speaker": Task("train_classifier", "speaker", "librispeech460", "speaker", 16, RECURRENT),
-    "emotion": Task("train_classifier", "emotion", "iemocap", "emotion", 16, RECURRENT),
+    "speaker": Task("train_classifier", "speaker", "librispeech460", "speaker", 24, CLASSIFIER),
+    "emotion": Task("train_classifier", "emotion", "iemocap", "emotion", 24, CLASSIFIER),
     "enhancement": Task(
         "train_separator", "enhancement", "voicebank_enhancement", "enhancement", 16, CONFORMER
     ),
