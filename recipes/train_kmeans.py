@@ -23,9 +23,9 @@ from recipes.common.brain import CodecBrain
 from recipes.common.code_usage import CodeUsage
 from recipes.common.experiment import run_experiment
 from recipes.common.feature_moments import FeatureMoments
+from recipes.common.guarded_step import on_all_ranks
 from recipes.common.kmeans import write_centroids
 from recipes.common.step_log import StepTensors, from_main
-from recipes.common.training_brain import on_all_ranks
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from recipes.common.experiment import build_experiment, run_experiment
-from recipes.common.training_brain import _step_if
+from recipes.common.guarded_step import step_if
 from tests.stages import STAGES, build, fit_one, options, start, steps_of, train
 from train_quantizer import QuantizerBrain
 
@@ -108,7 +108,7 @@ def test_a_failed_step_leaves_weights_moments_and_step_counts_alone(fused):
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=fused)
     for finite in (True, False):
         weight.grad = torch.full((3,), 1.0 if finite else math.nan)
-        _step_if(optimizer, torch.tensor(finite))
+        step_if(optimizer, torch.tensor(finite))
         if finite:
             before = [
                 weight.detach().clone(),

@@ -34,6 +34,7 @@ from recipes.common import cost
 from recipes.common.audio_scores import AudioScores
 from recipes.common.dataio import read_bad_files
 from recipes.common.files import write_json
+from recipes.common.guarded_step import guarded_step
 from recipes.common.interruption import Interrupted, Interruption
 from recipes.common.random_state import RandomState
 from recipes.common.run_log import Means, RunLog
@@ -209,7 +210,12 @@ class TrainingBrain(sb.Brain):
                 finite = finite & torch.isfinite(update.loss.detach())
                 self.scaler.scale(update.loss / group).backward()
                 if should_step:
-                    norm, finite = self._step_optimizer(update.optimizer, finite)
+                    norm, finite = guarded_step(
+                        self.optimizers_dict[update.optimizer],
+                        finite,
+                        scaler=self.scaler,
+                        max_grad_norm=self.max_grad_norm,
+                    )
                     terms[f"grad_norm_{update.optimizer}"] = norm
         self._group_finite = None if should_step else finite
         failed = None
@@ -240,19 +246,6 @@ class TrainingBrain(sb.Brain):
         start = (self.step - 1) // factor * factor
         group = min(factor, total - start)
         return group, self.step == start + group
-
-    def _step_optimizer(self, name: str, finite: Tensor) -> tuple[Tensor, Tensor]:
-        """Unscale, clip, step if everything is finite; the norm before clipping, and if it was."""
-        optimizer = self.optimizers_dict[name]
-        self.scaler.unscale_(optimizer)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.max_grad_norm > 0:
-            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        finite = on_all_ranks(finite & torch.isfinite(norm))
-        _step_if(optimizer, finite)
-        optimizer.zero_grad(set_to_none=True)
-        return norm, finite
 
     def _scale(self) -> Tensor:
         """Scale of fp16's scaler, without waiting for it."""
@@ -505,22 +498,3 @@ def _step_limit(value: int | str | None) -> int | None:
     if int(value) < 1:
         raise ValueError(f"optimizer_step_limit must be at least 1 or null, got {value}")
     return int(value)
-
-
-def _step_if(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
-    """Step if ``finite``; a fused optimizer decides that on the device, like under a GradScaler."""
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
-        optimizer.step()
-        del optimizer.grad_scale, optimizer.found_inf
-    elif finite:
-        optimizer.step()
-
-
-def on_all_ranks(finite: Tensor) -> Tensor:
-    """Whether this is true on every rank, a scalar; a collective call in a distributed run."""
-    if not torch.distributed.is_initialized():
-        return finite
-    value = finite.float()
-    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MIN)
-    return value > 0
