@@ -13,6 +13,7 @@ from torch.nn.functional import ctc_loss
 from recipes.common.dataio import collate
 from recipes.common.files import read_json
 from recipes.common.shards import open_shards
+from recipes.reporting.measures import MEASURES
 from recipes.reporting.runs import find_runs
 from tests.level_codec import Levels
 from tests.tasks import build, run, write_mixtures, write_noisy, write_spoken
@@ -166,3 +167,9 @@ def test_a_text_is_as_long_as_its_characters(tts_run, spoken, folder):
     texts = [train.dataset.data[utt_id]["row"]["text"] for utt_id in batch.id]
     expected = [len(brain.task.tokenizer.encode(text)) for text in texts]
     assert brain._prompt(batch)["num_chars"].tolist() == expected
+
+
+def test_every_score_of_a_task_has_a_title_in_reports(asr_run, separation_run, tts_run):
+    for run_folder in (asr_run, separation_run, tts_run):
+        for name in read_json(run_folder / "evaluation/metrics.json")["scores"]:
+            assert name in MEASURES or name.partition("_")[2] in MEASURES, name

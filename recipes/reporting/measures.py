@@ -65,8 +65,11 @@ _MEASURES = (
     Measure("rtf_encode", "RTF encode", "about", 1, 1),
     Measure("rtf_decode", "RTF decode", "about", 1, 1),
     Measure("asr_wer", "ASR WER (%)", ".2f", 100, -1),
+    Measure("asr_cer", "ASR CER (%)", ".2f", 100, -1),
     Measure("si_error", "Speaker error (%)", ".2f", 100, -1),
     Measure("ser_error", "Emotion error (%)", ".2f", 100, -1),
+    Measure("not_ended", "Cut, not ended (%)", ".1f", 100, -1),
+    Measure("length_ratio", "Length / reference", ".2f"),
 )
 MEASURES = {measure.key: measure for measure in _MEASURES}
 QUALITY = (
