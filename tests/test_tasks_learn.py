@@ -15,7 +15,8 @@ from recipes.common.files import read_json
 from recipes.common.shards import open_shards
 from recipes.reporting.measures import MEASURES
 from recipes.reporting.runs import find_runs
-from tests.level_codec import Levels
+from tests.level_codec import LEVELS, Levels
+from tests.stages import fit_one, start
 from tests.tasks import build, run, write_mixtures, write_noisy, write_spoken
 from tests.tiny_checkpoints import save_xvector
 
@@ -173,3 +174,20 @@ def test_every_score_of_a_task_has_a_title_in_reports(asr_run, separation_run, t
     for run_folder in (asr_run, separation_run, tts_run):
         for name in read_json(run_folder / "evaluation/metrics.json")["scores"]:
             assert name in MEASURES or name.partition("_")[2] in MEASURES, name
+
+
+def test_features_are_computed_in_full_precision(folder, separation_run, monkeypatch):
+    in_half_precision = []
+
+    def noted(codec, sig):
+        in_half_precision.append(torch.is_autocast_enabled("cpu"))
+        return torch.nn.functional.one_hot(codec._sig_to_toks(sig)[..., 0], LEVELS).float()
+
+    monkeypatch.setattr(Levels, "_sig_to_feats", noted)
+    options = {"read": "features", "precision": "bf16"}
+    brain, train, *_ = build("separation", folder / "mixtures", folder / "half", **options)
+    start(brain)
+    in_half_precision.clear()
+    fit_one(brain, next(iter(train)))
+    brain.run_log.close()
+    assert in_half_precision == [False] * 4, "each of a batch, outside of autocast"
