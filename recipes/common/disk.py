@@ -44,7 +44,7 @@ def publish_text(path: Path, text: str) -> None:
     publish(path, lambda file: file.write(text.encode()))
 
 
-def remove_leftovers(folder: Path, name: str) -> None:
+def remove_unpublished(folder: Path, name: str) -> None:
     """Remove the temporary files that a dead process left of ``name``."""
     for path in list(folder.glob(f"{name}{TEMPORARY}*")):
         path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from recipes.common.disk import explaining_disk_errors, publish, remove_leftovers
+from recipes.common.disk import explaining_disk_errors, publish, remove_unpublished
 from recipes.common.feature_cache.encode import UnitEncoder
 from recipes.common.feature_cache.format import (
     CacheError,
@@ -157,7 +157,7 @@ class _Build:
         with self._explaining_disk_errors(), locked(self.folder, "plan"):
             dtype = self.unit_encoder.dtype
             if not check_description(self.folder, encoder=self.description, dtype=dtype):
-                remove_leftovers(self.folder, "cache.json")
+                remove_unpublished(self.folder, "cache.json")
                 write_description(self.folder, encoder=self.description, dtype=dtype)
         for number in shard_numbers(self.folder):
             if not is_finished(self.folder, number):
@@ -222,7 +222,7 @@ class _Build:
         for suffix in (".json", ".bin"):
             name = f"{shard_name(number)}{suffix}"
             (self.folder / name).unlink(missing_ok=True)
-            remove_leftovers(self.folder, name)
+            remove_unpublished(self.folder, name)
 
     def _explaining_disk_errors(self) -> AbstractContextManager[None]:
         return explaining_disk_errors(self.folder, needed=self._needed_bytes, refuse=CacheError)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from recipes.common.disk import publish_text, remove_leftovers
+from recipes.common.disk import publish_text, remove_unpublished
 from recipes.common.feature_cache.format import CacheError, shard_numbers
 from recipes.common.files import locked_file
 
@@ -98,5 +98,5 @@ def _chunks(ids: list[str], sizes: Mapping[str, int], unit_bytes: int) -> Iterat
 def _write_units(folder: Path, units: Units) -> None:
     lines = ",\n".join(f'"{number}": {json.dumps(ids)}' for number, ids in sorted(units.items()))
     text = f'{{"units": {{\n{lines}\n}}}}\n'
-    remove_leftovers(folder, "plan.json")
+    remove_unpublished(folder, "plan.json")
     publish_text(folder / "plan.json", text)

@@ -26,11 +26,10 @@ from recipes.common.disk import (
     explaining_disk_errors,
     free_bytes,
     publish,
-    remove_leftovers,
+    remove_unpublished,
     size_text,
 )
-from recipes.common.files import locked_file
-from recipes.common.files import remove_leftovers as remove_partial_files
+from recipes.common.files import locked_file, remove_leftovers
 from recipes.common.shards.encode import ShardEncoder
 from recipes.common.shards.extractors import Extractor
 from recipes.common.shards.format import (
@@ -249,7 +248,7 @@ class ShardBuild:
         with self._explaining_disk_errors(), self._locked(shard.name, wait=False) as claimed:
             if not claimed or path.exists():
                 return None
-            remove_leftovers(self.folder, path.name)
+            remove_unpublished(self.folder, path.name)
             return self.encoder.write(shard, on_batch=on_batch)
 
     def finish(self, *, utterances: int = 0, wall_seconds: float = 0.0) -> ShardReport:
@@ -286,8 +285,8 @@ class ShardBuild:
         else:
             self._refuse_other_origin(origins)
         for name in (CODEBOOKS, DESCRIPTION):
-            remove_leftovers(self.folder, name)
-        remove_partial_files(self.folder)  # of the list of bad files
+            remove_unpublished(self.folder, name)
+        remove_leftovers(self.folder)  # of the list of bad files
         if found is not None:
             if not wanted["subsets"].keys() - found["subsets"].keys():
                 return
