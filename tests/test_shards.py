@@ -304,3 +304,12 @@ def test_vectors_are_of_the_target(tmp_path):
     assert list(read) == ["target"], "one too short for the model is a bad file"
     reasons = read_bad_files(tmp_path / "shards" / "bad_files.tsv")
     assert "the speaker model needs 100" in reasons[rows["short"]["wav"]]
+
+
+def test_many_utterances_too_short_for_a_model_are_no_lost_corpus(tmp_path):
+    lengths = {"long": 400} | {f"short{n}": 50 for n in range(60)}
+    rows = {key: make_row(tmp_path / f"{key}.wav", size) for key, size in lengths.items()}
+    model = SpeakerModel(embed=Level(), min_samples=100, device="cpu")
+    report = build(tmp_path / "shards", rows, extractor=SpeakerVectors(model))
+    assert len(report.bad) == 60
+    assert list(open_shards(tmp_path / "shards").read("train")) == ["long"]

@@ -54,6 +54,10 @@ class BadAudioError(ValueError):
         self.reason = reason
 
 
+class TooShortError(BadAudioError):
+    """A sound file that is too short for what is wanted; many of them do not mean lost data."""
+
+
 def read_header(path: str | Path) -> tuple[int, int]:
     """Sample rate in Hz and number of samples of a file; BadAudioError if it cannot be used."""
     with _reading(path):

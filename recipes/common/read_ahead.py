@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from recipes.common.dataio import BadAudioError, check_policy, record_bad_file
+from recipes.common.dataio import BadAudioError, TooShortError, check_policy, record_bad_file
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class ReadAhead(Generic[_Audio]):
             except BadAudioError as error:
                 if self.on_bad_file == "raise":
                     raise
-                self._bad_in_a_row += 1
+                self._bad_in_a_row += not isinstance(error, TooShortError)
                 if self._bad_in_a_row >= self._most_tries:
                     raise self._refuse(
                         f"{error}; the {self._bad_in_a_row} utterances up to this one failed in a "

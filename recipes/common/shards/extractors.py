@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from recipes.common.dataio import BadAudioError
+from recipes.common.dataio import TooShortError
 from recipes.common.fingerprint import weights_hash
 from recipes.common.mixing import load_input, load_target, load_targets
 from recipes.common.speaker_similarity import SpeakerModel
@@ -168,7 +168,7 @@ class SpeakerVectors:
         """Load the target, or the signal itself."""
         sig = load_target(row, sample_rate=self.sample_rate)
         if len(sig) < self.model.min_samples:
-            raise BadAudioError(
+            raise TooShortError(
                 row["wav"],
                 f"{len(sig)} samples, and the speaker model needs {self.model.min_samples}",
             )
